@@ -1,0 +1,69 @@
+# Everything that a newcomer or a robot needs: `make help` lists it. Each target sets itself up in
+# .venv, and starts at once when that has been done before.
+
+PYTHON ?= python3
+PROTOC ?= protoc
+VENV := .venv
+COOKBOOK := .venv-cookbook
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help install lab test test-fast lint proto bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+install: $(VENV)/.installed ## everything into .venv
+
+lab: install ## JupyterLab with the quickstart and a small model to teach
+	$(BIN)/jupyter tinker pull smollm2-135m
+	$(BIN)/jupyter lab notebooks/quickstart.ipynb
+
+test: install $(COOKBOOK)/.installed ## all tests, with a real model and the cookbook (many minutes)
+	$(BIN)/python -m pytest
+
+test-fast: install ## the tests that need no model and no server
+	$(BIN)/python -m pytest -m "not slow and not e2e and not cookbook"
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install ## how fast it is on this machine
+	$(BIN)/jupyter tinker pull smollm2-135m
+	$(BIN)/python tests/bench
+
+# 3.21, because what it generates loads with every protobuf from 4.21 on.
+proto: ## wire/tinker_pb2.py from wire/tinker.proto (needs protoc 3.21)
+	@$(PROTOC) --version | grep -q ' 3\.21\.' || { \
+	  echo "make proto needs protoc 3.21 (Debian: protobuf-compiler), as PROTOC=..." >&2; exit 1; }
+	$(PROTOC) --proto_path=. --python_out=. --pyi_out=. jupyter_tinker/wire/tinker.proto
+
+clean: ## away with environments, caches and builds (pulled models stay)
+	rm -rf $(VENV) $(COOKBOOK) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.cache/*' -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) ..."
+	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test]'
+	@touch $@
+
+# The cookbook has needs of its own, among them packages that jupyter_tinker does without.
+$(COOKBOOK)/.installed: tests/cookbook/requirements.txt | $(COOKBOOK)/bin/python
+	@echo "Installing the cookbook into $(COOKBOOK) ..."
+	@$(COOKBOOK)/bin/python $(PIP_INSTALL) -r tests/cookbook/requirements.txt
+	@$(COOKBOOK)/bin/python $(PIP_INSTALL) --no-deps tinker-cookbook==0.6.1
+	@touch $@
+
+%/bin/python:
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "There is no $(PYTHON); install Python 3.11 or newer, or say make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V). Say make PYTHON=..." >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+	  echo "$(PYTHON) cannot make environments: it lacks ensurepip (Debian: python3-venv)." >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $*
