@@ -1,0 +1,1 @@
+"""What crosses a process border: imports neither torch nor tornado."""

@@ -1,0 +1,276 @@
+"""What the server asks of the engine, and what the engine answers.
+
+An operation travels as a `tinker_request` message: a JSON header and, for the large ones, binary
+buffers. The answer is a `tinker_reply`: `{"ok": true, "result": {...}}` or
+`{"ok": false, "error": sentence, "category": "user" | "server"}`, again with buffers.
+Operations know nothing of HTTP, futures or sequence numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+REQUEST = "tinker_request"
+REPLY = "tinker_reply"
+
+Category = Literal["user", "server", "unknown"]
+CheckpointKind = Literal["weights", "sampler_weights", "external_weights"]
+
+
+class OpError(Exception):
+    """An operation that could not be done; the run is as it was before.
+
+    `message` says what was wrong and what to change; `category` says whose turn it is.
+    """
+
+    def __init__(self, message: str, category: Category = "user") -> None:
+        super().__init__(message, category)
+        self.message = message
+        self.category: Category = category
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the engine computes; "auto" leaves the choice to what the machine has."""
+
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
+    dtype: str = "auto"  # "auto", "float32", "bfloat16"
+    attention: str = "auto"  # "auto", "sdpa", "eager", "flash_attention_2"
+    microbatch_tokens: int = 4096  # most tokens, padding included, in one forward pass
+    num_threads: int = 0  # CPU threads of torch; 0 leaves torch's default
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """A run's adapter: its shape, its scale and the seed of its first weights."""
+
+    rank: int
+    seed: int
+    alpha: float = 32.0
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+
+
+@dataclass(frozen=True)
+class AdamParams:
+    """One step of AdamW (torch semantics: bias-corrected, decoupled decay).
+
+    The defaults are the SDK's. `grad_clip_norm` 0 turns clipping off.
+    """
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all operations; `name` is the tag on the wire."""
+
+    name: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Start(Op):
+    """First operation of an engine's life. Result: `EngineStatus`."""
+
+    name: ClassVar[str] = "start"
+    options: EngineOptions
+
+
+@dataclass(frozen=True)
+class Status(Op):
+    """Result: `EngineStatus`."""
+
+    name: ClassVar[str] = "status"
+
+
+@dataclass(frozen=True)
+class CreateRun(Op):
+    """Put a fresh adapter on a base model, loading the base if need be. Result: `RunInfo`."""
+
+    name: ClassVar[str] = "create_run"
+    run: str
+    base_model: str
+    base_path: str
+    lora: LoraSpec
+
+
+@dataclass(frozen=True)
+class LoadRun(Op):
+    """A new run that starts from a checkpoint of `base_model`. Result: `RunInfo`."""
+
+    name: ClassVar[str] = "load_run"
+    run: str
+    base_model: str
+    base_path: str
+    checkpoint: str  # folder
+    optimizer: bool
+
+
+@dataclass(frozen=True)
+class LoadWeights(Op):
+    """Replace the weights of a living run by a checkpoint's of the same shape. Result: `RunInfo`."""
+
+    name: ClassVar[str] = "load_weights"
+    run: str
+    checkpoint: str  # folder
+    optimizer: bool
+
+
+@dataclass(frozen=True)
+class ForwardBackward(Op):
+    """Result: `ForwardBackwardStats`; buffer 0: the protobuf `ForwardBackwardOutput`."""
+
+    name: ClassVar[str] = "forward_backward"
+    run: str
+    body: bytes = field(metadata={"buffer": True})  # protobuf ForwardBackwardRequest
+
+
+@dataclass(frozen=True)
+class OptimStep(Op):
+    """Result: `OptimStepStats`."""
+
+    name: ClassVar[str] = "optim_step"
+    run: str
+    adam: AdamParams
+
+
+@dataclass(frozen=True)
+class ZeroGrad(Op):
+    """Drop the gradients accumulated since the last step. Result: empty."""
+
+    name: ClassVar[str] = "zero_grad"
+    run: str
+
+
+@dataclass(frozen=True)
+class SaveCheckpoint(Op):
+    """Write a run's adapter (and for kind "weights" its optimizer) to `folder`. Result: `SaveInfo`.
+
+    The folder is written under a temporary name beside it and renamed; an existing one is replaced.
+    """
+
+    name: ClassVar[str] = "save_checkpoint"
+    run: str
+    kind: CheckpointKind
+    folder: str
+    base_model_name: str  # what `adapter_config.json` says the base is
+
+
+@dataclass(frozen=True)
+class UnloadRun(Op):
+    """Free a run's memory. Unknown runs are not an error. Result: empty."""
+
+    name: ClassVar[str] = "unload_run"
+    run: str
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    device: str
+    dtype: str
+    attention: str
+    reason: str  # why this device, dtype and attention kernel
+    torch_version: str
+    memory_bytes: int  # resident set on the CPU, allocated memory on an accelerator
+    base_models: list[str]  # names of those loaded
+    runs: list[str]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    lora: LoraSpec
+    trainable_parameters: int
+    step: int  # optimizer steps behind these weights
+
+
+@dataclass(frozen=True)
+class ForwardBackwardStats:
+    loss_sum: float
+    weight_sum: float
+    num_tokens: int
+    num_datums: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OptimStepStats:
+    step: int  # 1 after the first
+    grad_norm: float  # global, before clipping
+    update_norm: float  # global norm of the change of the weights
+    learning_rate: float
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class SaveInfo:
+    size_bytes: int
+    step: int
+
+
+_OPS: dict[str, type[Op]] = {
+    op.name: op
+    for op in (
+        Start,
+        Status,
+        CreateRun,
+        LoadRun,
+        LoadWeights,
+        ForwardBackward,
+        OptimStep,
+        ZeroGrad,
+        SaveCheckpoint,
+        UnloadRun,
+    )
+}
+_NESTED: dict[str, type[Any]] = {"options": EngineOptions, "lora": LoraSpec, "adam": AdamParams}
+
+
+def encode(op: Op) -> tuple[dict[str, Any], list[bytes]]:
+    """The message content and buffers of an operation."""
+    content: dict[str, Any] = {"op": op.name}
+    buffers: list[bytes] = []
+    for f in fields(op):
+        value = getattr(op, f.name)
+        if f.metadata.get("buffer"):
+            buffers.append(value)
+        else:
+            content[f.name] = asdict(value) if f.name in _NESTED else value
+    return content, buffers
+
+
+def decode(content: dict[str, Any], buffers: Sequence[Any]) -> Op:
+    """The operation of a message. Raises `OpError` for one this engine does not know."""
+    cls = _OPS.get(content.get("op", ""))
+    if cls is None:
+        raise OpError(
+            f"this engine knows no operation {content.get('op')!r}; "
+            f"server and engine must be of the same version",
+            "server",
+        )
+    remaining = iter(buffers)
+    values: dict[str, Any] = {}
+    for f in fields(cls):
+        if f.metadata.get("buffer"):
+            values[f.name] = next(remaining)
+        elif f.name in _NESTED:
+            values[f.name] = _NESTED[f.name](**content[f.name])
+        else:
+            values[f.name] = content[f.name]
+    return cls(**values)
+
+
+def run_info(result: dict[str, Any]) -> RunInfo:
+    """`RunInfo` from a reply's result."""
+    return RunInfo(**{**result, "lora": LoraSpec(**result["lora"])})

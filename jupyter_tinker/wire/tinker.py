@@ -1,0 +1,196 @@
+"""The SDK's request bodies, read tolerantly: unknown fields are ignored, known ones are exact.
+
+JSON bodies are pydantic models; of the one binary body only the address is read here
+(`wire.tensors` reads the rest, in the engine). Nothing here knows of HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from google.protobuf.message import DecodeError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import ops
+from .tinker_pb2 import ForwardBackwardEnvelope
+
+
+class BadRequest(ValueError):
+    """A body that cannot be read; the message says why."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="ignore", protected_namespaces=(), allow_inf_nan=False)
+
+
+SeqId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Ttl = Annotated[int, Field(ge=3600, le=315_360_000)]  # an hour to ten years, as the service has it
+
+
+class CreateSession(_Request):
+    tags: list[str] = []
+    user_metadata: dict[str, Any] | None = None
+    sdk_version: str = ""
+    project_id: str | None = None
+    display_name: str | None = None
+
+
+class FinishReason(_Request):
+    type: Literal["success", "errored", "interrupted"]
+
+
+class Finish(_Request):
+    reason: FinishReason
+    detail: str | None = None
+
+
+class SessionHeartbeat(_Request):
+    session_id: str
+
+
+class LoraConfig(_Request):
+    rank: int = 32
+    seed: int | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+
+
+class OptimizerConfig(_Request):
+    type: str = "adamw"
+
+
+class CreateModel(_Request):
+    session_id: str
+    model_seq_id: SeqId
+    base_model: str
+    user_metadata: dict[str, Any] | None = None
+    lora_config: LoraConfig | None = None
+    optimizer_config: OptimizerConfig = OptimizerConfig()
+
+
+class ModelId(_Request):
+    """Any body that addresses a run; `get_info` holds nothing else."""
+
+    model_id: str
+
+
+class Sequenced(ModelId):
+    """The address of a run's operation."""
+
+    seq_id: SeqId
+
+
+class AdamFields(_Request):
+    learning_rate: float = Field(ge=0)
+    beta1: float = Field(ge=0, lt=1)
+    beta2: float = Field(ge=0, lt=1)
+    eps: float = Field(ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip_norm: float = Field(default=0.0, ge=0)
+
+    def params(self) -> ops.AdamParams:
+        return ops.AdamParams(**self.model_dump())
+
+
+class OptimStep(Sequenced):
+    adam_params: AdamFields | None = None
+    optimizer_params: dict[str, Any] | None = None
+
+
+class SaveWeights(Sequenced):
+    path: str | None = None
+    ttl_seconds: Ttl | None = None
+    overwrite: bool = False
+    user_metadata: dict[str, str] | None = None
+
+
+class SaveWeightsForSampler(SaveWeights):
+    kind: Literal["snapshot", "inflight"] = "snapshot"
+    sampling_session_seq_id: int | None = None
+
+
+class SaveWeightsExternal(Sequenced):
+    path: str
+    ttl_seconds: Ttl | None = None
+    age_encryption_recipients: list[str] | None = None
+
+
+class LoadWeights(Sequenced):
+    """The legacy form: weights into a run that exists."""
+
+    path: str
+    optimizer: bool
+
+
+class CreateViaLoad(_Request):
+    """A new run from a checkpoint."""
+
+    session_id: str
+    model_seq_id: SeqId
+    path: str
+    optimizer: bool
+    base_model: str | None = None
+    user_metadata: dict[str, Any] | None = None
+    optimizer_config: OptimizerConfig | None = None
+
+
+class RetrieveFuture(_Request):
+    request_id: str
+    allow_metadata_only: bool = False
+
+
+class TinkerPath(_Request):
+    tinker_path: str
+
+
+class TtlUpdate(_Request):
+    ttl_seconds: Ttl | None
+
+
+class Telemetry(_Request):
+    session_id: str = ""
+    events: list[Any] = []
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(model: type[M], body: bytes) -> M:
+    """Read a JSON body. Raises `BadRequest` naming the fields at fault."""
+    try:
+        return model.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        raise BadRequest(_sentence(error)) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False)[:5]:
+        where = ".".join(str(part) for part in fault["loc"])
+        faults.append(f"{where}: {fault['msg']}" if where else fault["msg"])
+    more = error.error_count() - len(faults)
+    return "The request is not valid: " + "; ".join(faults) + (f"; and {more} more" if more else "")
+
+
+class Address(NamedTuple):
+    """Where a binary `forward_backward` body wants to go, and how."""
+
+    model_id: str
+    seq_id: int
+    forward_only: bool
+
+
+def forward_backward_address(body: bytes) -> Address:
+    """Read the address of a protobuf body without its data. Raises `BadRequest`."""
+    try:
+        envelope = ForwardBackwardEnvelope.FromString(body)
+    except DecodeError:
+        raise BadRequest(
+            "The body is not a complete protobuf ForwardBackwardRequest; was it cut short?"
+        ) from None
+    if not envelope.model_id:
+        raise BadRequest("The ForwardBackwardRequest names no model_id.")
+    if envelope.seq_id < 0:
+        raise BadRequest(f"seq_id must not be negative, and is {envelope.seq_id}.")
+    return Address(envelope.model_id, envelope.seq_id, envelope.forward_only)
