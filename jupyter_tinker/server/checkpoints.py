@@ -1,0 +1,169 @@
+"""Saved adapters: their names and `tinker://` paths, where their files lie, and how long they live.
+
+The engine writes and reads the files; this module decides where, and never trusts a name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from ..wire.ops import CheckpointKind, OpError
+from .database import Database
+from .schema import CheckpointRow
+
+_SCHEME = "tinker://"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]{0,127}")
+_KINDS: tuple[CheckpointKind, ...] = get_args(CheckpointKind)
+
+
+class UnknownCheckpoint(LookupError):
+    """There is no such checkpoint; the message names it."""
+
+
+@dataclass(frozen=True)
+class CheckpointPath:
+    """`tinker://RUN/KIND/NAME`."""
+
+    run_id: str
+    kind: CheckpointKind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{_SCHEME}{self.run_id}/{self.kind}/{self.name}"
+
+
+def parse_path(text: str) -> CheckpointPath:
+    """Read a `tinker://` path. Raises `OpError` saying what is wrong with it."""
+    parts = text.removeprefix(_SCHEME).split("/")
+    if not text.startswith(_SCHEME) or len(parts) != 3 or parts[1] not in _KINDS:
+        raise OpError(
+            f"{text[:200]!r} is no checkpoint path; one looks like tinker://RUN/weights/NAME, "
+            f"with {', '.join(_KINDS)} in the middle."
+        )
+    run_id, kind, name = parts
+    return CheckpointPath(run_id, next(k for k in _KINDS if k == kind), name)
+
+
+def check_name(name: str) -> str:
+    """A checkpoint's name as a file may be called. Raises `OpError`."""
+    if not _NAME.fullmatch(name):
+        shown = name if len(name) <= 60 else name[:57] + "..."
+        raise OpError(
+            f"{shown!r} cannot name a checkpoint: use 1 to 128 letters, digits and . _ - + = , "
+            "beginning with a letter, digit or _."
+        )
+    return name
+
+
+class Checkpoints:
+    """The checkpoints of one database and the directory beside it."""
+
+    def __init__(self, database: Database, directory: Path) -> None:
+        self._db = database
+        self._directory = directory
+
+    def folder(self, path: CheckpointPath) -> Path:
+        """Where the files of a checkpoint lie, or will lie."""
+        return self._directory / self._relative(path)
+
+    def _relative(self, path: CheckpointPath) -> str:
+        # Run ids are ours: hexadecimal digits, dashes and colons, which Windows does not allow.
+        return f"{path.run_id.replace(':', '_')}/{path.kind}/{path.name}"
+
+    async def add(self, path: CheckpointPath, **values: Any) -> None:
+        """Store the row of a checkpoint whose files are written, in place of one of the same name."""
+        relative = self._relative(path)
+
+        def work(db: Session) -> None:
+            row = db.scalars(_one(path)).first()
+            if row is None:
+                row = CheckpointRow(run_id=path.run_id, kind=path.kind, name=path.name)
+                db.add(row)
+            row.folder, row.created_at, row.public = relative, time.time(), False
+            for name, value in values.items():
+                setattr(row, name, value)
+
+        await self._db.call(work)
+
+    async def get(self, path: CheckpointPath) -> CheckpointRow:
+        """Raises `UnknownCheckpoint`."""
+        row = await self._db.call(lambda db: db.scalars(_one(path)).first())
+        if row is None or _expired(row):
+            raise UnknownCheckpoint(f"There is no checkpoint {path}.")
+        return row
+
+    async def exists(self, path: CheckpointPath) -> bool:
+        try:
+            await self.get(path)
+        except UnknownCheckpoint:
+            return False
+        return True
+
+    async def list(
+        self, *, run_id: str | None = None, limit: int | None = None, offset: int = 0
+    ) -> tuple[list[CheckpointRow], int]:
+        """Live checkpoints, newest first, and how many there are in all."""
+        live = (CheckpointRow.expires_at.is_(None)) | (CheckpointRow.expires_at > time.time())
+        chosen = live if run_id is None else live & (CheckpointRow.run_id == run_id)
+        order = (CheckpointRow.created_at.desc(), CheckpointRow.id.desc())
+        query = select(CheckpointRow).where(chosen).order_by(*order).offset(offset).limit(limit)
+
+        def work(db: Session) -> tuple[list[CheckpointRow], int]:
+            total = db.scalar(select(func.count()).select_from(CheckpointRow).where(chosen)) or 0
+            return list(db.scalars(query)), total
+
+        return await self._db.call(work)
+
+    async def update(self, path: CheckpointPath, **values: Any) -> None:
+        """Change a checkpoint's row. Raises `UnknownCheckpoint`."""
+        await self.get(path)
+        query = update(CheckpointRow).where(
+            CheckpointRow.run_id == path.run_id,
+            CheckpointRow.kind == path.kind,
+            CheckpointRow.name == path.name,
+        )
+        await self._db.call(lambda db: db.execute(query.values(**values)))
+
+    async def delete(self, path: CheckpointPath) -> None:
+        """Remove a checkpoint, its row first. Raises `UnknownCheckpoint`."""
+        await self.get(path)
+        await self._remove(path)
+
+    async def delete_expired(self) -> None:
+        query = select(CheckpointRow).where(CheckpointRow.expires_at <= time.time())
+        for row in await self._db.call(lambda db: list(db.scalars(query))):
+            await self._remove(path_of(row))
+
+    async def _remove(self, path: CheckpointPath) -> None:
+        def work(db: Session) -> None:
+            for row in db.scalars(_one(path)):
+                db.delete(row)
+
+        await self._db.call(work)
+        await asyncio.to_thread(shutil.rmtree, self.folder(path), ignore_errors=True)
+
+
+def path_of(row: CheckpointRow) -> CheckpointPath:
+    kind = next(k for k in _KINDS if k == row.kind)
+    return CheckpointPath(row.run_id, kind, row.name)
+
+
+def _one(path: CheckpointPath) -> Any:
+    return select(CheckpointRow).where(
+        CheckpointRow.run_id == path.run_id,
+        CheckpointRow.kind == path.kind,
+        CheckpointRow.name == path.name,
+    )
+
+
+def _expired(row: CheckpointRow) -> bool:
+    return row.expires_at is not None and row.expires_at <= time.time()

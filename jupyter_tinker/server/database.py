@@ -1,0 +1,93 @@
+"""Opens the database and brings its tables up to date; runs blocking work on one thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, create_engine, event, inspect, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+
+from .schema import HEAD
+
+T = TypeVar("T")
+
+
+def default_url(state_dir: Path) -> str:
+    """SQLite in the state directory."""
+    return f"sqlite:///{state_dir / 'tinker.db'}"
+
+
+class Database:
+    """A SQLAlchemy database used from one thread, so that the event loop never waits for a disk.
+
+    One thread also makes the order of commits the order of calls.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tinker-db")
+        self._engine: Engine | None = None
+
+    def open(self) -> Engine:
+        """Create or migrate the tables. Blocking; idempotent."""
+        if self._engine is None:
+            engine = create_engine(self._url)
+            if self._url.get_backend_name() == "sqlite":
+                _prepare_sqlite(engine, self._url.database)
+            if _revision(engine) != HEAD:
+                _migrate(engine)
+            self._engine = engine
+        return self._engine
+
+    def run(self, work: Callable[[Session], T]) -> T:
+        """Do `work` in one transaction, on the calling thread."""
+        with Session(self.open(), expire_on_commit=False) as session, session.begin():
+            return work(session)
+
+    async def call(self, work: Callable[[Session], T]) -> T:
+        """Do `work` in one transaction, on the database's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.run, work)
+
+    async def close(self) -> None:
+        """Finish what was begun and close."""
+        await asyncio.to_thread(self._thread.shutdown)
+        if self._engine is not None:
+            self._engine.dispose()
+
+
+def _prepare_sqlite(engine: Engine, path: str | None) -> None:
+    if path and path != ":memory:":
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        Path(path).touch(mode=0o600)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        # WAL: readers do not wait for the writer; NORMAL: a commit survives the death of any
+        # process, and of the machine up to the last checkpoint of the log.
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=10000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+
+def _revision(engine: Engine) -> str | None:
+    if not inspect(engine).has_table("alembic_version"):
+        return None
+    with engine.connect() as connection:
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _migrate(engine: Engine) -> None:
+    # Imported only when there is something to do: a start of the server need not pay for it.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,208 @@
+"""What is remembered: sessions, runs, every accepted request and its result, steps.
+
+A request is written here before the client learns its id. Nothing here knows of HTTP or the engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from .database import Database
+from .schema import RequestRow, RunRow, SessionRow, StepRow
+
+JSON_TYPE = "application/json"
+PROTOBUF_TYPE = "application/x-protobuf"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a request ended: the body `retrieve_future` answers with."""
+
+    body: bytes
+    content_type: str = JSON_TYPE
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class StoredFuture:
+    """A future as the database has it; `result` is None while pending or once dropped."""
+
+    run_id: str
+    server: str
+    done: bool
+    result: Result | None
+
+
+class Journal:
+    """The database's memory of sessions, runs, requests and steps.
+
+    `server` names this life of the server: requests that an earlier life left pending are known by it.
+    """
+
+    def __init__(self, database: Database, server: str) -> None:
+        self._db = database
+        self.server = server
+
+    # Sessions
+
+    async def add_session(self, row: SessionRow) -> SessionRow:
+        """Store a session; one with the same idempotency key is returned instead."""
+
+        def work(db: Session) -> SessionRow:
+            if row.idempotency_key:
+                known = select(SessionRow).where(SessionRow.idempotency_key == row.idempotency_key)
+                found = db.scalars(known).first()
+                if found is not None:
+                    return found
+            db.add(row)
+            return row
+
+        return await self._db.call(work)
+
+    async def session(self, session_id: str) -> SessionRow | None:
+        return await self._db.call(lambda db: db.get(SessionRow, session_id))
+
+    async def finish_session(self, session_id: str, reason: str, detail: str | None) -> None:
+        """The first reason stays."""
+        await self._db.call(
+            lambda db: db.execute(
+                update(SessionRow)
+                .where(SessionRow.id == session_id, SessionRow.finished_at.is_(None))
+                .values(finished_at=time.time(), finish_reason=reason, finish_detail=detail)
+            )
+        )
+
+    async def sessions(self, limit: int, offset: int) -> list[str]:
+        """Ids, newest first."""
+        query = select(SessionRow.id).order_by(SessionRow.created_at.desc())
+        return await self._db.call(lambda db: list(db.scalars(query.limit(limit).offset(offset))))
+
+    # Runs
+
+    async def add_run(self, row: RunRow, request: RequestRow) -> str:
+        """Store a run together with the request that creates it; returns that request's id.
+
+        A run that exists already is left alone, and the id its creation had is returned.
+        """
+
+        def work(db: Session) -> str:
+            if db.get(RunRow, row.id) is None:
+                db.add(row)
+            return _add_once(db, request)
+
+        return await self._db.call(work)
+
+    async def update_run(self, run_id: str, **values: Any) -> None:
+        await self._db.call(
+            lambda db: db.execute(update(RunRow).where(RunRow.id == run_id).values(**values))
+        )
+
+    async def run(self, run_id: str) -> RunRow | None:
+        return await self._db.call(lambda db: db.get(RunRow, run_id))
+
+    async def runs(
+        self, limit: int, offset: int, session_id: str | None = None
+    ) -> tuple[list[RunRow], int]:
+        """A page of runs, newest first, and how many there are."""
+        chosen = RunRow.session_id == session_id if session_id is not None else RunRow.id != ""
+        query = select(RunRow).where(chosen).order_by(RunRow.created_at.desc())
+
+        def work(db: Session) -> tuple[list[RunRow], int]:
+            total = db.scalar(select(func.count()).select_from(RunRow).where(chosen)) or 0
+            return list(db.scalars(query.limit(limit).offset(offset))), total
+
+        return await self._db.call(work)
+
+    # Requests
+
+    async def add_request(self, request: RequestRow) -> str:
+        """Store a request and return its id, or the id that its `(run, seq_id)` has already."""
+        return await self._db.call(lambda db: _add_once(db, request))
+
+    async def complete(self, request_id: str, result: Result, step: StepRow | None = None) -> None:
+        """Store a result, with the step it made if it made one, and let go of the payload."""
+
+        def work(db: Session) -> None:
+            now = time.time()
+            row = db.get_one(RequestRow, request_id)
+            row.done_at, row.payload = now, None
+            row.result, row.content_type, row.failed = (
+                result.body,
+                result.content_type,
+                result.failed,
+            )
+            db.execute(update(RunRow).where(RunRow.id == row.run_id).values(last_request_at=now))
+            if step is not None:
+                db.add(step)
+
+        await self._db.call(work)
+
+    async def future(self, request_id: str) -> StoredFuture | None:
+        def work(db: Session) -> StoredFuture | None:
+            row = db.get(RequestRow, request_id)
+            if row is None:
+                return None
+            result = None
+            if row.result is not None and row.content_type is not None:
+                result = Result(row.result, row.content_type, row.failed)
+            return StoredFuture(row.run_id, row.server, row.done_at is not None, result)
+
+        return await self._db.call(work)
+
+    async def mark_retrieved(self, request_ids: Sequence[str]) -> None:
+        """Start the hour after which these results are dropped."""
+        await self._db.call(
+            lambda db: db.execute(
+                update(RequestRow)
+                .where(RequestRow.id.in_(request_ids), RequestRow.retrieved_at.is_(None))
+                .values(retrieved_at=time.time())
+            )
+        )
+
+    async def drop_results(self, retrieved_before: float) -> None:
+        """Let go of results that were fetched before a time; their rows stay."""
+        await self._db.call(
+            lambda db: db.execute(
+                update(RequestRow)
+                .where(RequestRow.retrieved_at < retrieved_before, RequestRow.result.is_not(None))
+                .values(result=None)
+            )
+        )
+
+    # Steps
+
+    async def steps(self, run_id: str, after: int = 0, limit: int = 100_000) -> list[StepRow]:
+        """A run's steps with an id above `after`, oldest first."""
+        query = (
+            select(StepRow)
+            .where(StepRow.run_id == run_id, StepRow.id > after)
+            .order_by(StepRow.id)
+            .limit(limit)
+        )
+        return await self._db.call(lambda db: list(db.scalars(query)))
+
+    async def last_steps(self, run_ids: Sequence[str]) -> dict[str, StepRow]:
+        """The newest step of each run that has made one."""
+        newest = (
+            select(func.max(StepRow.id)).where(StepRow.run_id.in_(run_ids)).group_by(StepRow.run_id)
+        )
+        query = select(StepRow).where(StepRow.id.in_(newest))
+        return await self._db.call(lambda db: {row.run_id: row for row in db.scalars(query)})
+
+
+def _add_once(db: Session, request: RequestRow) -> str:
+    known = db.scalars(
+        select(RequestRow.id).where(
+            RequestRow.run_id == request.run_id, RequestRow.seq_id == request.seq_id
+        )
+    ).first()
+    if known is not None:
+        return known
+    db.add(request)
+    return request.id

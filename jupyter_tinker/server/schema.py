@@ -1,0 +1,130 @@
+"""The tables of the database. Times are Unix seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# The revision that `migrations/versions` ends in; a test holds the two together.
+HEAD = "0001"
+
+StrDict = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {StrDict: JSON, list[str]: JSON, bytes: LargeBinary}  # noqa: RUF012
+
+
+class SessionRow(Base):
+    """A client's session: what `create_session` said, and how it ended."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[float]
+    owner: Mapped[str]
+    sdk_version: Mapped[str]
+    tags: Mapped[list[str]]
+    user_metadata: Mapped[StrDict | None]
+    project_id: Mapped[str | None]
+    display_name: Mapped[str | None]
+    idempotency_key: Mapped[str | None] = mapped_column(index=True)
+    finished_at: Mapped[float | None]
+    finish_reason: Mapped[str | None]
+    finish_detail: Mapped[str | None]
+
+
+class RunRow(Base):
+    """A training run: one adapter on one base model."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.id"), index=True)
+    owner: Mapped[str]
+    base_model: Mapped[str]  # as the client named it
+    base_path: Mapped[str]
+    hub_id: Mapped[str | None]  # of the base model, where it came from the hub
+    architecture: Mapped[str]
+    lora: Mapped[StrDict]
+    user_metadata: Mapped[StrDict | None]
+    created_at: Mapped[float] = mapped_column(index=True)
+    last_request_at: Mapped[float]
+
+
+class RequestRow(Base):
+    """A request of a run, accepted before its future's id is returned, and its result."""
+
+    __tablename__ = "requests"
+    __table_args__ = (UniqueConstraint("run_id", "seq_id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    run_id: Mapped[str]
+    seq_id: Mapped[int]
+    kind: Mapped[str]
+    server: Mapped[str]  # the life of the server that accepted it
+    payload: Mapped[bytes | None]  # until it is done
+    accepted_at: Mapped[float]
+    done_at: Mapped[float | None] = mapped_column(index=True)
+    failed: Mapped[bool] = mapped_column(default=False)
+    result: Mapped[bytes | None]  # until an hour after it was fetched
+    content_type: Mapped[str | None]
+    retrieved_at: Mapped[float | None]
+
+
+class StepRow(Base):
+    """One optimizer step of a run; `id` rises over all runs."""
+
+    __tablename__ = "steps"
+    __table_args__ = (Index("ix_steps_run_id_id", "run_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    run_id: Mapped[str]
+    step: Mapped[int]
+    time: Mapped[float]
+    loss_sum: Mapped[float | None]  # None: no forward_backward since the step before
+    loss_mean: Mapped[float | None]  # per unit of weight
+    weight_sum: Mapped[float]
+    tokens: Mapped[int]
+    datums: Mapped[int]
+    grad_norm: Mapped[float]
+    update_norm: Mapped[float]
+    learning_rate: Mapped[float]
+    compute_seconds: Mapped[float]
+    wait_seconds: Mapped[float]
+    memory_bytes: Mapped[int]
+
+
+class CheckpointRow(Base):
+    """A saved adapter; its files lie in `folder`, relative to the checkpoints' directory."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("run_id", "kind", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    run_id: Mapped[str]
+    kind: Mapped[str]
+    name: Mapped[str]
+    folder: Mapped[str]
+    base_model: Mapped[str]
+    base_path: Mapped[str]
+    lora: Mapped[StrDict]
+    step: Mapped[int]
+    created_at: Mapped[float] = mapped_column(index=True)
+    size_bytes: Mapped[int]
+    public: Mapped[bool] = mapped_column(default=False)
+    user_metadata: Mapped[StrDict | None]
+    expires_at: Mapped[float | None]
+
+
+class KeyRow(Base):
+    """An API key; only its SHA-256 is kept."""
+
+    __tablename__ = "keys"
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(index=True)
+    created_at: Mapped[float]
+    revoked_at: Mapped[float | None]
