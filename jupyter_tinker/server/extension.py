@@ -1,0 +1,113 @@
+"""The Jupyter server extension: configuration, start and stop."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jupyter_core.paths import jupyter_data_dir
+from jupyter_server.extension.application import ExtensionApp
+from traitlets import Float, Integer, Unicode
+
+from .. import __version__
+from .catalog import Catalog
+from .database import Database, default_url
+from .handlers import HANDLERS
+from .service import Limits, TinkerService
+from .supervisor import EngineSupervisor
+
+
+class TinkerExtension(ExtensionApp):
+    """Serves the Tinker API under `<base_url>/tinker`."""
+
+    name = "jupyter_tinker"
+    app_name = "Tinker"
+    description = "Tinker, the training API, on a Jupyter server."
+    version = __version__
+    extension_url = "/tinker/"
+    load_other_extensions = False
+    open_browser = False
+    classes = [Catalog, EngineSupervisor]  # noqa: RUF012 (traitlets' convention)
+
+    state_dir = Unicode(
+        config=True,
+        help="""Where runs, checkpoints, keys and pulled models are kept.
+        Default: the folder "tinker" in Jupyter's data directory.""",
+    )
+    database_url = Unicode(
+        config=True,
+        help="""SQLAlchemy URL of the database of runs, requests, steps, checkpoints and keys.
+        Default: SQLite in the state directory.""",
+    )
+    lora_alpha = Float(
+        32.0,
+        config=True,
+        help="""LoRA alpha of new runs, which the API does not let clients choose; an adapter's
+        output is scaled by alpha / rank.""",
+    )
+    hold_seconds = Float(
+        30.0,
+        min=0.0,
+        max=40.0,
+        config=True,
+        help="""For how many seconds `retrieve_future` waits for a result before it tells the
+        client to ask again. The SDK itself gives up at 45.""",
+    )
+    seq_gap_seconds = Float(
+        300.0,
+        config=True,
+        help="""For how many seconds a run waits for a request number that was left out before it
+        fails the requests behind it.""",
+    )
+    keep_results_seconds = Float(
+        3600.0, config=True, help="For how many seconds a result is kept after it was fetched."
+    )
+    max_body_bytes = Integer(
+        256 * 2**20,
+        config=True,
+        help="""Largest request body in bytes, before and after decompression. The SDK cuts a batch
+        into bodies of about 5 MB, but sends a larger datum whole.""",
+    )
+
+    def _config_file_name_default(self) -> str:
+        return "jupyter_tinker_config"
+
+    def _state_dir_default(self) -> str:
+        return os.path.join(jupyter_data_dir(), "tinker")
+
+    def _database_url_default(self) -> str:
+        return default_url(Path(self.state_dir))
+
+    def initialize_settings(self) -> None:
+        state_dir = Path(self.state_dir)
+        catalog = Catalog(parent=self)
+        self.service = TinkerService(
+            database=Database(self.database_url),
+            state_dir=state_dir,
+            catalog=catalog,
+            supervisor=EngineSupervisor(parent=self),
+            limits=Limits(self.seq_gap_seconds, self.keep_results_seconds),
+            lora_alpha=self.lora_alpha,
+            log=self.log,
+        )
+        self.settings["tinker_service"] = self.service
+        self.settings["tinker_extension"] = self
+
+    def initialize_handlers(self) -> None:
+        self.handlers.extend(HANDLERS)
+
+    async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
+        self.service.start()
+        if serverapp.starter_app is self:
+            print(_exports(serverapp), flush=True)
+
+    async def stop_extension(self) -> None:
+        await self.service.stop()
+
+
+def _exports(serverapp: Any) -> str:
+    """What a client's shell needs."""
+    url = f"{serverapp.connection_url.rstrip('/')}/tinker"
+    token = serverapp.identity_provider.token or "no-token-is-asked-for"
+    return f"export TINKER_BASE_URL={url}\nexport TINKER_API_KEY=tml-{token}"

@@ -1,0 +1,124 @@
+"""Futures: what was accepted and what became of it, in memory while fresh, in the journal for longer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..wire.ops import Category
+from .journal import Journal, Result
+from .schema import StepRow
+
+_log = logging.getLogger(__name__)
+
+# Results kept in memory beside the journal, so that the usual fetch does not ask the database.
+_MEMORY_BYTES = 64 * 2**20
+
+
+def success(value: dict[str, Any]) -> Result:
+    return Result(json.dumps(value).encode())
+
+
+def failure(message: str, category: Category) -> Result:
+    """A failed future as the SDK reads it."""
+    body = json.dumps({"error": message, "category": category}).encode()
+    return Result(body, failed=True)
+
+
+@dataclass(eq=False)
+class Request:
+    """An accepted request; `done` is set once, with its result."""
+
+    id: str
+    run_id: str
+    seq_id: int
+    kind: str
+    payload: bytes
+    accepted: float = field(default_factory=time.monotonic)
+    done: asyncio.Future[Result] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class UnknownFuture(LookupError):
+    """No request has this id."""
+
+
+class ExpiredFuture(LookupError):
+    """The result was fetched long ago and is no longer kept."""
+
+
+class Futures:
+    """All futures of this server."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._pending: dict[str, Request] = {}
+        self._fresh: OrderedDict[str, Result] = OrderedDict()
+        self._fresh_bytes = 0
+        self._retrieved: set[str] = set()
+
+    def open(self, request: Request) -> None:
+        self._pending[request.id] = request
+
+    async def complete(self, request: Request, result: Result, step: StepRow | None = None) -> None:
+        """Store a result and wake who waits for it, even if the database fails."""
+        try:
+            await self._journal.complete(request.id, result, step)
+        except Exception:
+            _log.exception("The result of request %s could not be stored.", request.id)
+        self._pending.pop(request.id, None)
+        self._remember(request.id, result)
+        request.done.set_result(result)
+
+    async def poll(self, request_id: str, hold: float) -> Result | None:
+        """The result, waiting up to `hold` seconds for it; None while it is pending.
+
+        Raises `UnknownFuture` or `ExpiredFuture`.
+        """
+        request = self._pending.get(request_id)
+        if request is not None:
+            done, _ = await asyncio.wait([request.done], timeout=hold)
+            result = request.done.result() if done else None
+        else:
+            result = self._fresh.get(request_id) or await self._stored(request_id)
+        if result is not None:
+            self._retrieved.add(request_id)
+        return result
+
+    async def tidy(self, keep_seconds: float) -> None:
+        """Tell the journal what was fetched, and drop what was fetched long ago."""
+        retrieved, self._retrieved = self._retrieved, set()
+        if retrieved:
+            await self._journal.mark_retrieved(sorted(retrieved))
+        await self._journal.drop_results(time.time() - keep_seconds)
+
+    async def _stored(self, request_id: str) -> Result | None:
+        stored = await self._journal.future(request_id)
+        if stored is None:
+            raise UnknownFuture(request_id)
+        if stored.result is not None:
+            return stored.result
+        if stored.done:
+            raise ExpiredFuture(request_id)
+        if request_id in self._pending:  # stored between the look-up in memory and here
+            return None
+        if stored.server != self._journal.server:
+            return failure(
+                "The Jupyter server was restarted before this request was done; "
+                "continue from the run's last checkpoint.",
+                "server",
+            )
+        return None
+
+    def _remember(self, request_id: str, result: Result) -> None:
+        self._fresh[request_id] = result
+        self._fresh_bytes += len(result.body)
+        while self._fresh_bytes > _MEMORY_BYTES and len(self._fresh) > 1:
+            _, oldest = self._fresh.popitem(last=False)
+            self._fresh_bytes -= len(oldest.body)

@@ -1,0 +1,16 @@
+"""The HTTP edge: one module per part of the API, and no logic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import checkpoints, futures, runs, sessions, training
+from .base import NotFoundHandler
+
+_API = [*sessions.HANDLERS, *training.HANDLERS, *futures.HANDLERS, *checkpoints.HANDLERS]
+
+HANDLERS: list[tuple[Any, ...]] = [
+    *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),
+    *((rf"/tinker{pattern}/?", *rest) for pattern, *rest in runs.HANDLERS),
+    (r"/tinker(?:/.*)?", NotFoundHandler),
+]

@@ -1,0 +1,322 @@
+"""The Tinker service of one Jupyter server: its parts put together, and what the HTTP edge asks of them.
+
+Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..wire import ops, tinker
+from .catalog import BaseModel, Catalog
+from .checkpoints import Checkpoints, parse_path
+from .database import Database
+from .futures import Futures, Request
+from .journal import Journal
+from .keys import Keys
+from .runs import Run, RunQueue
+from .schema import RequestRow, RunRow, SessionRow
+from .signing import Signer
+from .supervisor import EngineSupervisor
+from .training import Trainer
+
+# More would be a mistake: an adapter of full rank already holds as much as the matrix it adapts.
+_LARGEST_RANK = 4096
+_TIDY_SECONDS = 30.0
+_OF_EARLIER_LIFE = (
+    "This run is no longer loaded, because the Jupyter server was restarted; "
+    "start a new client from its last checkpoint."
+)
+
+
+class UnknownRun(LookupError):
+    """No run has this id; the message names it."""
+
+
+class UnknownSession(LookupError):
+    """No session has this id, or it has ended; the message says which."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Times the service keeps, in seconds."""
+
+    seq_gap: float  # for how long a missing request number is waited for
+    keep_results: float  # for how long a result is kept after it was fetched
+
+
+class TinkerService:
+    """Sessions, runs and requests of one server."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        state_dir: Path,
+        catalog: Catalog,
+        supervisor: EngineSupervisor,
+        limits: Limits,
+        lora_alpha: float,
+        log: Any,
+    ) -> None:
+        self.catalog = catalog
+        self.supervisor = supervisor
+        self.journal = Journal(database, server=uuid.uuid4().hex)
+        self.keys = Keys(database)
+        self.checkpoints = Checkpoints(database, state_dir / "checkpoints")
+        self.futures = Futures(self.journal)
+        self.signer = Signer()
+        self._database = database
+        self._limits = limits
+        self._lora_alpha = lora_alpha
+        self._log = log
+        self._runs: dict[str, Run] = {}
+        self._queues: dict[str, RunQueue] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._trainer = Trainer(
+            supervisor=supervisor,
+            journal=self.journal,
+            futures=self.futures,
+            checkpoints=self.checkpoints,
+            log=log,
+        )
+
+    def start(self) -> None:
+        """Begin the housekeeping. Called on the event loop."""
+        self._spawn(self._tidy())
+
+    async def stop(self) -> None:
+        """End the engine and close the database."""
+        for task in self._background:
+            task.cancel()
+        for queue in self._queues.values():
+            await queue.close()
+        await self.supervisor.stop()
+        with suppress(Exception):
+            await self.futures.tidy(self._limits.keep_results)
+        await self._database.close()
+
+    # Sessions
+
+    async def create_session(
+        self, body: tinker.CreateSession, owner: str, idempotency_key: str | None
+    ) -> str:
+        """Returns the new session's id, or the one that the same idempotency key was given."""
+        row = SessionRow(
+            id=str(uuid.uuid4()),
+            created_at=time.time(),
+            owner=owner,
+            sdk_version=body.sdk_version,
+            tags=body.tags,
+            user_metadata=body.user_metadata,
+            project_id=body.project_id,
+            display_name=body.display_name,
+            idempotency_key=idempotency_key,
+        )
+        stored = await self.journal.add_session(row)
+        if stored.id == row.id:
+            self._log.info("Session %s of %s, SDK %s", row.id, owner, body.sdk_version or "unknown")
+        return stored.id
+
+    async def session(self, session_id: str) -> SessionRow:
+        """Raises `UnknownSession`."""
+        row = await self.journal.session(session_id)
+        if row is None:
+            raise UnknownSession(f"There is no session {session_id[:200]!r}.")
+        return row
+
+    async def live_session(self, session_id: str) -> SessionRow:
+        """A session that has not ended. Raises `UnknownSession`."""
+        row = await self.session(session_id)
+        if row.finished_at is not None:
+            raise UnknownSession(f"Session {session_id} has ended; create a new ServiceClient.")
+        return row
+
+    async def finish_session(self, session_id: str, body: tinker.Finish) -> None:
+        """End a session: its runs do what they have accepted and leave the engine."""
+        await self.session(session_id)
+        await self.journal.finish_session(session_id, body.reason.type, body.detail)
+        for run in list(self._runs.values()):
+            if run.row.session_id == session_id and run.ended is None:
+                self._spawn(self._retire(run, f"The session of run {run.id} has ended."))
+
+    async def _retire(self, run: Run, reason: str) -> None:
+        await self._queues[run.id].drained()
+        run.ended = reason
+        if self.supervisor.running and self.supervisor.generation == run.generation:
+            with suppress(Exception):
+                await self.supervisor.request(ops.UnloadRun(run.id))
+
+    # Runs
+
+    async def create_run(
+        self, body: tinker.CreateModel, payload: bytes, owner: str, *, allow_path: bool
+    ) -> str:
+        """Accept `create_model`; returns the future's id.
+
+        Raises `UnknownSession`, `catalog.UnknownModelError` and `BadRequest`.
+        """
+        await self.live_session(body.session_id)
+        model = await asyncio.to_thread(
+            self.catalog.resolve, body.base_model, allow_path=allow_path
+        )
+        lora = self._lora(body)
+        row = self._run_row(body, body.base_model, model, asdict(lora), owner)
+        return await self._admit(Run(row, lora), "create_model", payload)
+
+    async def create_run_from_checkpoint(
+        self, body: tinker.CreateViaLoad, payload: bytes, owner: str, *, allow_path: bool
+    ) -> str:
+        """Accept create-via-load; returns the future's id.
+
+        Raises as `create_run` does, `OpError` and `checkpoints.UnknownCheckpoint`.
+        """
+        await self.live_session(body.session_id)
+        _refuse_optimizer(body.optimizer_config)
+        saved = await self.checkpoints.get(parse_path(body.path))
+        base_model = body.base_model or saved.base_model
+        # A base that a path named once is still the owner's choice when its checkpoint is loaded.
+        own_path = base_model == saved.base_model
+        model = await asyncio.to_thread(
+            self.catalog.resolve, base_model, allow_path=allow_path or own_path
+        )
+        row = self._run_row(body, base_model, model, saved.lora, owner)
+        return await self._admit(Run(row, ops.LoraSpec(**saved.lora)), "create_via_load", payload)
+
+    def _run_row(
+        self,
+        body: tinker.CreateModel | tinker.CreateViaLoad,
+        base_model: str,
+        model: BaseModel,
+        lora: dict[str, Any],
+        owner: str,
+    ) -> RunRow:
+        now = time.time()
+        return RunRow(
+            id=f"{body.session_id}:train:{body.model_seq_id}",
+            session_id=body.session_id,
+            owner=owner,
+            base_model=base_model,
+            base_path=str(model.path),
+            hub_id=model.hub_id,
+            architecture=model.architecture,
+            lora=lora,
+            user_metadata=body.user_metadata,
+            created_at=now,
+            last_request_at=now,
+        )
+
+    def _lora(self, body: tinker.CreateModel) -> ops.LoraSpec:
+        _refuse_optimizer(body.optimizer_config)
+        config = body.lora_config or tinker.LoraConfig()
+        if not 1 <= config.rank <= _LARGEST_RANK:
+            raise tinker.BadRequest(
+                f"lora_config.rank must lie between 1 and {_LARGEST_RANK}, and is {config.rank}."
+            )
+        seed = config.seed if config.seed is not None else secrets.randbits(31)
+        return ops.LoraSpec(
+            rank=config.rank,
+            seed=seed,
+            alpha=self._lora_alpha,
+            train_attn=config.train_attn,
+            train_mlp=config.train_mlp,
+            train_unembed=config.train_unembed,
+        )
+
+    async def _admit(self, run: Run, kind: str, payload: bytes) -> str:
+        request = _request(run.id, 0, kind, payload)
+        request_id = await self.journal.add_run(run.row, self._row(request))
+        if request_id == request.id:
+            self._runs[run.id] = run
+            self._queues[run.id] = self._queue(run, first=0)
+            self._enqueue(run, request)
+        return request_id
+
+    def _queue(self, run: Run, *, first: int) -> RunQueue:
+        return RunQueue(
+            lambda request: self._trainer.perform(run, request),
+            lambda request, reason: self._trainer.give_up(run, request, reason),
+            first=first,
+            patience=self._limits.seq_gap,
+        )
+
+    async def run(self, run_id: str) -> Run:
+        """A run of this or of an earlier life of the server. Raises `UnknownRun`."""
+        run = self._runs.get(run_id)
+        if run is None:
+            row = await self.journal.run(run_id)
+            if row is None:
+                raise UnknownRun(f"There is no training run {run_id[:200]!r}.")
+            run = Run(row, ops.LoraSpec(**row.lora), ended=_OF_EARLIER_LIFE)
+            run = self._runs.setdefault(run_id, run)
+        return run
+
+    def ended(self, run_id: str) -> str | None:
+        """Why a run computes no more; None while it does."""
+        run = self._runs.get(run_id)
+        return _OF_EARLIER_LIFE if run is None else run.ended
+
+    async def submit(self, run_id: str, seq_id: int, kind: str, payload: bytes) -> str:
+        """Accept a request of a run; returns the future's id. Raises `UnknownRun`.
+
+        The same `(run_id, seq_id)` gets the same future and is done once.
+        """
+        run = await self.run(run_id)
+        request = _request(run_id, seq_id, kind, payload)
+        request_id = await self.journal.add_request(self._row(request))
+        if request_id == request.id:
+            self._enqueue(run, request)
+        return request_id
+
+    def _enqueue(self, run: Run, request: Request) -> None:
+        self.futures.open(request)
+        if run.ended is not None:
+            # In any order: nothing of an ended run is computed any more.
+            self._spawn(self._trainer.perform(run, request))
+        else:
+            self._queues[run.id].put(request)
+
+    def _row(self, request: Request) -> RequestRow:
+        return RequestRow(
+            id=request.id,
+            run_id=request.run_id,
+            seq_id=request.seq_id,
+            kind=request.kind,
+            server=self.journal.server,
+            payload=request.payload,
+            accepted_at=time.time(),
+        )
+
+    # Housekeeping
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(_TIDY_SECONDS)
+            try:
+                await self.futures.tidy(self._limits.keep_results)
+                await self.checkpoints.delete_expired()
+            except Exception:
+                self._log.exception("Housekeeping failed; it is tried again.")
+
+
+def _request(run_id: str, seq_id: int, kind: str, payload: bytes) -> Request:
+    return Request(uuid.uuid4().hex, run_id, seq_id, kind, payload)
+
+
+def _refuse_optimizer(config: tinker.OptimizerConfig | None) -> None:
+    if config is not None and config.type != "adamw":
+        raise tinker.BadRequest(
+            f"The optimizer {config.type!r} is not supported; use adamw, the default."
+        )

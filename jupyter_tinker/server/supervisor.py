@@ -1,0 +1,239 @@
+"""Starts, watches and stops the engine kernel, and carries operations to it.
+
+Knows nothing of runs' order, futures or the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import zmq
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.paths import jupyter_runtime_dir
+from traitlets import Enum, Float, Integer, Unicode
+from traitlets.config import LoggingConfigurable
+
+from ..wire import ops
+
+# The address of a Unix socket must fit into 107 bytes; the port's number and a dash come behind.
+_LONGEST_IPC_PREFIX = 90
+
+
+class EngineDied(Exception):
+    """The engine process ended while it was needed; what it held in memory is gone."""
+
+
+class EngineKernelManager(AsyncKernelManager):
+    """A kernel manager that always starts our engine."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        # -P: modules must not be taken from the server's working directory.
+        argv = [sys.executable, "-P", "-m", "jupyter_tinker.engine.kernel"]
+        return KernelSpec(
+            argv=[*argv, "-f", "{connection_file}"],
+            display_name="Tinker engine",
+            language="python",
+            metadata={"supported_encryption": "curve"},
+        )
+
+
+class EngineSupervisor(LoggingConfigurable):
+    """The engine kernel's life, from the server's event loop."""
+
+    device = Unicode(
+        "auto",
+        config=True,
+        help="""Where the model computes: "auto" (CUDA if there is a device, else the CPU), "cpu",
+        "cuda", "cuda:1", "mps".""",
+    )
+    dtype = Enum(
+        ["auto", "float32", "bfloat16"],
+        default_value="auto",
+        config=True,
+        help="""Number format of the base model: "auto" is bfloat16 on CUDA and float32 elsewhere.
+        Adapters and optimizer states are always float32.""",
+    )
+    attention = Enum(
+        ["auto", "sdpa", "eager", "flash_attention_2"],
+        default_value="auto",
+        config=True,
+        help="""Attention kernel: "auto" is flash_attention_2 where flash-attn is installed and the
+        model runs on CUDA in bfloat16, else PyTorch's scaled dot product attention.""",
+    )
+    microbatch_tokens = Integer(
+        4096,
+        min=1,
+        config=True,
+        help="""Most tokens, padding included, in one forward pass. Larger batches are split;
+        lower it when the device runs out of memory.""",
+    )
+    num_threads = Integer(
+        0,
+        min=0,
+        config=True,
+        help="CPU threads the engine computes with; 0 leaves PyTorch's choice.",
+    )
+    start_timeout = Float(
+        120.0, config=True, help="Seconds the engine may take from its start to its first answer."
+    )
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.generation = 0  # rises with every engine that was started
+        self.status: ops.EngineStatus | None = None
+        self._manager: EngineKernelManager | None = None
+        self._client: Any = None
+        self._socket_dir: Path | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pending: dict[str, asyncio.Future[tuple[dict[str, Any], list[Any]]]] = {}
+        self._starting = asyncio.Lock()
+
+    @property
+    def running(self) -> bool:
+        return self._client is not None
+
+    @property
+    def starting(self) -> bool:
+        return self._starting.locked()
+
+    async def ensure_started(self) -> int:
+        """Start the engine if there is none. Returns its generation. Raises `EngineDied`."""
+        async with self._starting:
+            if self._client is None:
+                await self._start()
+            return self.generation
+
+    async def request(self, op: ops.Op) -> tuple[dict[str, Any], list[Any]]:
+        """Have the engine do `op`; returns result and buffers.
+
+        Raises `OpError` for what the engine refused and `EngineDied` if it ended meanwhile.
+        Operations are done one after another in the order of the calls.
+        """
+        await self.ensure_started()
+        return await self._send(op)
+
+    async def stop(self) -> None:
+        """End the engine and everything that waits for it."""
+        async with self._starting:
+            await self._teardown(EngineDied("the engine was shut down"))
+
+    # Starting and stopping
+
+    async def _start(self) -> None:
+        manager = self._make_manager()
+        self._manager = manager
+        env = {
+            **os.environ,
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",  # the catalogue names local folders only
+        }
+        try:
+            await manager.start_kernel(env=env)
+            self._client = manager.client()
+            self._client.start_channels(stdin=False, hb=False, iopub=False)
+            self.generation += 1
+            self._tasks = [
+                asyncio.create_task(self._receive()),
+                asyncio.create_task(self._watch(manager)),
+            ]
+            result, _ = await asyncio.wait_for(
+                self._send(ops.Start(self._options())), self.start_timeout
+            )
+        except (OSError, RuntimeError, TimeoutError, ops.OpError, EngineDied) as error:
+            await self._teardown(EngineDied("the engine did not start"))
+            reason = str(error) or type(error).__name__
+            raise EngineDied(f"the engine did not start: {reason}") from error
+        self.status = ops.EngineStatus(**result)
+        self.log.info("Tinker engine started: %s", self.status.reason)
+
+    def _options(self) -> ops.EngineOptions:
+        return ops.EngineOptions(
+            device=self.device,
+            dtype=self.dtype,
+            attention=self.attention,
+            microbatch_tokens=self.microbatch_tokens,
+            num_threads=self.num_threads,
+        )
+
+    def _make_manager(self) -> EngineKernelManager:
+        runtime = Path(jupyter_runtime_dir())
+        runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
+        name = f"tinker-engine-{os.getpid()}-{self.generation}"
+        connection_file = str(runtime / f"{name}.json")
+        if not zmq.has("ipc"):
+            # Encrypted and authenticated: other users of the machine can reach a TCP port.
+            encryption = "required" if zmq.has("curve") else "disabled"
+            return EngineKernelManager(
+                parent=self, connection_file=connection_file, transport_encryption=encryption
+            )
+        prefix = str(runtime / name)
+        if len(prefix.encode()) > _LONGEST_IPC_PREFIX:
+            self._socket_dir = Path(tempfile.mkdtemp(prefix="tinker-"))
+            prefix = str(self._socket_dir / "engine")
+        return EngineKernelManager(
+            parent=self, connection_file=connection_file, transport="ipc", ip=prefix
+        )
+
+    async def _teardown(self, error: EngineDied) -> None:
+        manager, client = self._manager, self._client
+        self._manager = self._client = self.status = None
+        current = asyncio.current_task()
+        for task in self._tasks:
+            if task is not current:
+                task.cancel()
+        self._tasks = []
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(error)
+        self._pending.clear()
+        if client is not None:
+            client.stop_channels()
+        if manager is not None and manager.has_kernel:
+            await manager.shutdown_kernel(now=True)
+        if self._socket_dir is not None:
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
+            self._socket_dir = None
+
+    # Messages
+
+    async def _send(self, op: ops.Op) -> tuple[dict[str, Any], list[Any]]:
+        if self._client is None:
+            raise EngineDied("the engine is not running")
+        content, buffers = ops.encode(op)
+        session = self._client.session
+        message = session.msg(ops.REQUEST, content)
+        future: asyncio.Future[tuple[dict[str, Any], list[Any]]]
+        future = asyncio.get_running_loop().create_future()
+        message_id = message["header"]["msg_id"]
+        self._pending[message_id] = future
+        try:
+            session.send(self._client.shell_channel.socket, message, buffers=buffers)
+            content, buffers = await future
+        finally:
+            self._pending.pop(message_id, None)
+        if content.get("ok"):
+            return content["result"], buffers
+        raise ops.OpError(content["error"], content["category"])
+
+    async def _receive(self) -> None:
+        channel = self._client.shell_channel
+        while True:
+            message = await channel.get_msg(timeout=None)
+            future = self._pending.get(message["parent_header"].get("msg_id", ""))
+            if future is not None and not future.done():
+                future.set_result((message["content"], message.get("buffers", [])))
+
+    async def _watch(self, manager: EngineKernelManager) -> None:
+        while await manager.is_alive():
+            await asyncio.sleep(0.2)
+        if manager is self._manager:
+            self.log.error("The Tinker engine died; the runs it held are lost.")
+            await self._teardown(EngineDied("the engine died"))
