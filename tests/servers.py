@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,10 @@ def start_server(
     app: Sequence[str] = ("-m", "jupyter_tinker.cli"),
     config: Mapping[str, Any] | None = None,
     port: int | None = None,
+    probe: str = "tinker/status",
 ) -> Server:
-    """Start a server whose catalogue has `models` (name -> folder) as aliases, and wait for it."""
+    """Start a server whose catalogue has `models` (name -> folder) as aliases, and wait until
+    `probe` answers."""
     for folder in ("data", "config", "runtime", "root", "hf"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     port = port or _free_port()
@@ -136,21 +138,22 @@ def start_server(
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
         "HF_HOME": str(home / "hf"),
+        "PYTHONPATH": str(Path(__file__).parent.parent),  # for tests.authorizers
     }
     with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, *app], env=env, cwd=home / "root", stdout=log, stderr=log
         )
     server = Server(home, port, base_url, process, env)
-    _wait(server)
+    _wait(server, probe)
     return server
 
 
-def _wait(server: Server, seconds: float = 60.0) -> None:
+def _wait(server: Server, probe: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.process.poll() is None:
         try:
-            if server.fetch("tinker/status")[0] == 200:
+            if server.fetch(probe)[0] in (200, 403):
                 return
         except OSError:
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""One real server on the tiny model for the tests that only talk to it, and a factory for others."""
+"""One real server on tiny models for the tests that only talk to it, and a factory for others."""
 
 from __future__ import annotations
 
@@ -18,13 +18,26 @@ StartServer = Callable[..., Server]
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[StartServer]:
+def other_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A model that is not the tiny one: a layer less."""
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "other"
+    config = AutoConfig.from_pretrained(tiny_model_dir, num_hidden_layers=1)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, other_model_dir: Path
+) -> Iterator[StartServer]:
     """Starts servers, each with a home of its own unless one is given; ends them all."""
     servers: list[Server] = []
 
     def _start(home: Path | None = None, **options: Any) -> Server:
         home = home or tmp_path_factory.mktemp("server")
-        options.setdefault("models", {"tiny": tiny_model_dir})
+        options.setdefault("models", {"tiny": tiny_model_dir, "other": other_model_dir})
         servers.append(start_server(home, **options))
         return servers[-1]
 

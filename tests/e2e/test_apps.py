@@ -1,0 +1,177 @@
+"""The extension in each of Jupyter's servers, what a start costs, and what an end leaves."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import tinker
+
+from tests.raw import RawRun, some_data
+from tests.servers import Server
+
+pytestmark = pytest.mark.e2e
+
+APPS = {
+    "server": ("-m", "jupyter_server"),
+    "lab": ("-m", "jupyterlab"),
+    "notebook": ("-m", "notebook"),
+    "tinker": ("-m", "jupyter_tinker.cli"),
+}
+
+
+def test_pip_install_enables_the_extension() -> None:
+    command = [sys.executable, "-m", "jupyter_server.extension.serverextension", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    listed = re.sub(r"\x1b\[\d+m", "", done.stdout + done.stderr)
+    assert "jupyter_tinker enabled" in listed
+    assert re.search(r"jupyter_tinker 0\.\d+\.\d+ OK", listed)
+
+
+@pytest.mark.parametrize("base_url", ["/", "/user/ada/"])
+@pytest.mark.parametrize("app", APPS)
+def test_it_serves_in_every_app_and_under_a_prefix(start, app: str, base_url: str) -> None:
+    server: Server = start(app=APPS[app], base_url=base_url)
+    client = tinker.RestClient(base_url=server.url, api_key=server.key)
+    models = client.get_server_capabilities().result().supported_models
+    assert {(m.model_name, m.max_context_length) for m in models} == {("tiny", 512), ("other", 512)}
+    assert server.url.endswith(f"{base_url}tinker")
+    server.stop()
+
+
+def test_jupyter_tinker_prints_what_a_shell_needs(a_server: Server) -> None:
+    lines = [line for line in a_server.log.splitlines() if line.startswith("export ")]
+    names = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+    assert names["TINKER_BASE_URL"].endswith(f":{a_server.port}/tinker")
+    assert names["TINKER_API_KEY"] == a_server.key
+
+
+def _rss_mib(pid: int) -> float:
+    return psutil.Process(pid).memory_info().rss / 2**20
+
+
+def test_an_idle_server_is_little_larger_than_a_bare_one(start) -> None:
+    bare = start(app=(*APPS["server"], "--ServerApp.jpserver_extensions={}"), probe="api/status")
+    ours = start(app=APPS["server"])
+    assert ours.fetch("tinker/api/v1/get_server_capabilities")[0] == 200
+    assert ours.fetch("tinker/runs")[0] == 200
+    assert ours.engine_pid() is None
+    assert _rss_mib(ours.process.pid) - _rss_mib(bare.process.pid) < 100
+    bare.stop()
+    ours.stop()
+
+
+def _gone(pid: int, seconds: float = 15.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_the_engine_starts_on_first_need_and_ends_with_the_server(
+    start, how: signal.Signals
+) -> None:
+    server = start()
+    assert server.engine_pid() is None
+    RawRun(server)
+    engine = server.engine_pid()
+    assert engine is not None
+    if how is signal.SIGINT:
+        server.process.send_signal(how)  # asks for a second one, as Jupyter does
+    server.stop(how)
+    assert _gone(engine)
+    if how is signal.SIGTERM:
+        assert list((server.home / "runtime").glob("tinker-engine*")) == []
+
+
+def test_what_a_killed_server_left_is_swept_up(start) -> None:
+    server = start()
+    RawRun(server)
+    server.stop(signal.SIGKILL)
+    left = set((server.home / "runtime").glob("tinker-engine*"))
+    assert left
+    again = start(server.home)
+    RawRun(again)
+    assert not left & set((server.home / "runtime").glob("tinker-engine*"))
+
+
+def test_the_engine_is_a_jupyter_kernel(a_server: Server) -> None:
+    """`engine` is there for a person who attaches."""
+    from jupyter_client.blocking import BlockingKernelClient
+
+    run = RawRun(a_server)
+    file = next((a_server.home / "runtime").glob("tinker-engine*.json"))
+    client = BlockingKernelClient(connection_file=str(file))
+    client.load_connection_file()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        reply = client.execute_interactive(
+            f"assert {run.id!r} in engine.runs", timeout=30, output_hook=lambda message: None
+        )
+        assert reply["content"]["status"] == "ok", reply["content"]
+    finally:
+        client.stop_channels()
+    assert run.loss(run.forward_backward(1, some_data(0))) > 0
+
+
+def test_the_connection_is_the_owners_alone(a_server: Server) -> None:
+    RawRun(a_server)
+    runtime = a_server.home / "runtime"
+    for file in runtime.glob("tinker-engine*.json"):
+        assert file.stat().st_mode & 0o077 == 0
+    assert (a_server.home / "data" / "tinker" / "tinker.db").stat().st_mode & 0o077 == 0
+
+
+def test_a_long_runtime_path_still_has_an_engine(start, tmp_path: Path) -> None:
+    """Socket paths have a limit of about a hundred bytes."""
+    home = tmp_path / ("long" * 15) / ("longer" * 15)
+    server = start(home)
+    assert RawRun(server).id
+
+
+def test_an_engine_that_dies_fails_its_runs_with_a_sentence(start) -> None:
+    server = start()
+    run = RawRun(server)
+    run.optim_step(1)
+    saved = run.result(run.submit("save_weights", 2, path="safe"))["path"]
+    engine = server.engine_pid()
+    assert engine is not None
+    os.kill(engine, signal.SIGKILL)
+    failure = run.error(run.forward_backward(3, some_data(0)))
+    assert failure["category"] == "server"
+    assert "checkpoint" in failure["error"]
+    body = {"session_id": run.session_id, "model_seq_id": 1, "path": saved, "optimizer": True}
+    _, answer = run.post("load_weights", body)
+    assert run.result(answer["request_id"])["model_id"] == f"{run.session_id}:train:1"
+    assert server.engine_pid() not in (None, engine)
+
+
+def test_a_restarted_server_remembers_and_says_what_is_lost(start) -> None:
+    server = start()
+    run = RawRun(server)
+    done = run.forward_backward(1, some_data(0))
+    loss = run.loss(done)
+    run.result(run.optim_step(2))
+    saved = run.result(run.submit("save_weights", 3, path="kept"))["path"]
+    server.stop(signal.SIGKILL)
+    again = start(server.home, port=server.port)
+    assert run.loss(done) == loss
+    assert len(again.fetch(f"tinker/runs/{run.id}/steps")[1]["steps"]) == 1
+    assert run.id in again.command("runs").stdout
+    failure = run.error(run.optim_step(4))
+    assert "restarted" in failure["error"]
+    session = again.fetch("tinker/api/v1/create_session", {"tags": []})[1]["session_id"]
+    body = {"session_id": session, "model_seq_id": 0, "path": saved, "optimizer": True}
+    _, answer = run.post("load_weights", body)
+    assert run.result(answer["request_id"])["model_id"] == f"{session}:train:0"
