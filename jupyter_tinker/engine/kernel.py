@@ -2,7 +2,7 @@
 
 Started by the server's supervisor with a connection file. `tinker_request` messages come in on the
 shell channel beside `execute_request`, so operations and attached notebooks take turns. In the
-kernel's namespace the engine is called `engine`. Knows nothing of HTTP, runs' queues or the database.
+kernel's namespace the engine is called `engine`. Knows nothing of HTTP, queues or the database.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class TinkerKernel(IPythonKernel):
     async def tinker_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         content, buffers = self._answer(parent["content"], parent.get("buffers", []))
         assert self.session is not None
-        self.session.send(stream, ops.REPLY, content, parent, ident=ident, buffers=buffers)
+        frames: Any = buffers
+        self.session.send(stream, ops.REPLY, content, parent, ident=ident, buffers=frames)
 
     def _answer(
         self, content: dict[str, Any], buffers: list[Any]
@@ -61,9 +62,8 @@ def _failure(message: str, category: ops.Category) -> dict[str, Any]:
 
 
 def main() -> None:
-    # The first entry would be the server's working directory, whose files must not shadow modules.
-    if sys.path and sys.path[0] == "":
-        del sys.path[0]
+    # IPython takes over standard error; what the engine logs belongs to the server's terminal.
+    logging.basicConfig(stream=sys.__stderr__, format="[%(levelname)s engine] %(message)s")
     IPKernelApp.launch_instance(kernel_class=TinkerKernel)
 
 

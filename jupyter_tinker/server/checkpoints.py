@@ -80,7 +80,7 @@ class Checkpoints:
         return f"{path.run_id.replace(':', '_')}/{path.kind}/{path.name}"
 
     async def add(self, path: CheckpointPath, **values: Any) -> None:
-        """Store the row of a checkpoint whose files are written, in place of one of the same name."""
+        """Store the row of a checkpoint that is written, in place of one of the same name."""
         relative = self._relative(path)
 
         def work(db: Session) -> None:
@@ -96,6 +96,7 @@ class Checkpoints:
 
     async def get(self, path: CheckpointPath) -> CheckpointRow:
         """Raises `UnknownCheckpoint`."""
+        row: CheckpointRow | None
         row = await self._db.call(lambda db: db.scalars(_one(path)).first())
         if row is None or _expired(row):
             raise UnknownCheckpoint(f"There is no checkpoint {path}.")

@@ -1,4 +1,4 @@
-"""Opens the database and brings its tables up to date; runs blocking work on one thread of its own."""
+"""Opens the database, brings its tables up to date, and works on it from one thread of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Futures: what was accepted and what became of it, in memory while fresh, in the journal for longer."""
+"""Futures: what was accepted and what became of it; in memory while fresh, then in the journal."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class StoredFuture:
 class Journal:
     """The database's memory of sessions, runs, requests and steps.
 
-    `server` names this life of the server: requests that an earlier life left pending are known by it.
+    `server` names this life of the server; what an earlier life left pending is known by it.
     """
 
     def __init__(self, database: Database, server: str) -> None:

@@ -1,4 +1,4 @@
-"""A run's queue: its requests one at a time, in the order of their numbers, whatever order they came in.
+"""A run's queue: its requests one at a time in the order of their numbers, however they came in.
 
 Knows nothing of what a request does, of HTTP or of the engine.
 """

@@ -1,4 +1,4 @@
-"""The Tinker service of one Jupyter server: its parts put together, and what the HTTP edge asks of them.
+"""The Tinker service of one Jupyter server: its parts together, and what the HTTP edge asks.
 
 Knows nothing of HTTP.
 """

@@ -9,7 +9,7 @@ import time
 
 
 class Signer:
-    """Signs names until a time. Its secret lives as long as the server, and with it the signatures."""
+    """Signs names until a time. Secret and signatures live as long as the server."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)

@@ -24,6 +24,7 @@ from ..wire import ops
 
 # The address of a Unix socket must fit into 107 bytes; the port's number and a dash come behind.
 _LONGEST_IPC_PREFIX = 90
+_PREFIX = "tinker-engine-"  # of our files in the runtime directory; the server's process id follows
 
 
 class EngineDied(Exception):
@@ -166,7 +167,8 @@ class EngineSupervisor(LoggingConfigurable):
     def _make_manager(self) -> EngineKernelManager:
         runtime = Path(jupyter_runtime_dir())
         runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
-        name = f"tinker-engine-{os.getpid()}-{self.generation}"
+        _sweep(runtime)
+        name = f"{_PREFIX}{os.getpid()}-{self.generation}"
         connection_file = str(runtime / f"{name}.json")
         if not zmq.has("ipc"):
             # Encrypted and authenticated: other users of the machine can reach a TCP port.
@@ -232,8 +234,27 @@ class EngineSupervisor(LoggingConfigurable):
                 future.set_result((message["content"], message.get("buffers", [])))
 
     async def _watch(self, manager: EngineKernelManager) -> None:
-        while await manager.is_alive():
+        # A process sets no event when it dies.
+        while await manager.is_alive():  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         if manager is self._manager:
             self.log.error("The Tinker engine died; the runs it held are lost.")
             await self._teardown(EngineDied("the engine died"))
+
+
+def _sweep(runtime: Path) -> None:
+    """Remove the connection files and sockets of servers that were killed."""
+    for file in runtime.glob(f"{_PREFIX}*"):
+        pid = file.name.removeprefix(_PREFIX).split("-")[0]
+        if pid.isdecimal() and not _alive(int(pid)):
+            file.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's, and alive
+    return True

@@ -109,30 +109,31 @@ class Trainer:
 
     async def _create_model(self, run: Run, _: Request) -> Outcome:
         op = ops.CreateRun(run.id, run.row.base_model, run.row.base_path, run.lora)
-        return await self._create(run, op)
+        await self._create(run, op)
+        return success({"model_id": run.id, "type": "create_model"}), None
 
     async def _create_via_load(self, run: Run, request: Request) -> Outcome:
         body = tinker.parse(tinker.CreateViaLoad, request.payload)
-        path = parse_path(body.path)
-        await self._checkpoints.get(path)
-        folder = str(self._checkpoints.folder(path))
+        folder = await self._saved(body.path)
         op = ops.LoadRun(run.id, run.row.base_model, run.row.base_path, folder, body.optimizer)
-        outcome = await self._create(run, op)
-        return outcome
+        await self._create(run, op)
+        return success({"path": body.path, "model_id": run.id, "type": "load_weights"}), None
 
-    async def _create(self, run: Run, op: ops.Op) -> Outcome:
+    async def _create(self, run: Run, op: ops.Op) -> None:
         run.generation = await self._supervisor.ensure_started()
         result, _ = await self._ask(run, op)
         run.lora = ops.run_info(result).lora
         await self._journal.update_run(run.id, lora=asdict(run.lora))
-        # As `load_weights` answers too: the SDK takes either from the future of a new run.
-        return success({"model_id": run.id, "type": "create_model"}), None
+
+    async def _saved(self, path: str) -> str:
+        """The folder of a checkpoint that exists."""
+        parsed = parse_path(path)
+        await self._checkpoints.get(parsed)
+        return str(self._checkpoints.folder(parsed))
 
     async def _load_weights(self, run: Run, request: Request) -> Outcome:
         body = tinker.parse(tinker.LoadWeights, request.payload)
-        path = parse_path(body.path)
-        await self._checkpoints.get(path)
-        folder = str(self._checkpoints.folder(path))
+        folder = await self._saved(body.path)
         await self._ask(run, ops.LoadWeights(run.id, folder, body.optimizer))
         run.spoiled = None
         answer = {"path": body.path, "model_id": run.id, "type": "load_weights"}
@@ -162,7 +163,7 @@ class Trainer:
         stats = ops.OptimStepStats(**result)
         row = totals.row(run.id, time.time(), stats)
         metrics: dict[str, float] = {
-            "step": stats.step,
+            "optimizer_step": stats.step,
             "grad_norm": stats.grad_norm,
             "update_norm": stats.update_norm,
             "learning_rate": stats.learning_rate,

@@ -119,7 +119,7 @@ class LoadRun(Op):
 
 @dataclass(frozen=True)
 class LoadWeights(Op):
-    """Replace the weights of a living run by a checkpoint's of the same shape. Result: `RunInfo`."""
+    """Replace a living run's weights by a checkpoint's of the same shape. Result: `RunInfo`."""
 
     name: ClassVar[str] = "load_weights"
     run: str

@@ -73,7 +73,7 @@ class TinkerHandler(APIHandler):
 
     # Who asks
 
-    async def prepare(self) -> None:
+    async def prepare(self, **_: Any) -> None:
         try:
             if not await self._use_tinker_key():
                 await super().prepare()
@@ -194,7 +194,7 @@ def _phrase(status: int) -> str:
 
 
 class NotFoundHandler(TinkerHandler):
-    """Everything under `/tinker` that does not exist; strangers learn only that they are strangers."""
+    """Everything under `/tinker` that does not exist; strangers do not learn even that."""
 
     @web.authenticated
     async def get(self) -> None:

@@ -193,7 +193,7 @@ class ExternalUrlsHandler(TinkerHandler):
 class ExternalFileHandler(TinkerHandler):
     """One file of external weights. Its URL's signature stands in for a key."""
 
-    async def prepare(self) -> None:
+    async def prepare(self, **_: Any) -> None:
         if not self.check_host():
             raise web.HTTPError(403)
 

@@ -18,6 +18,11 @@ class RetrieveFutureHandler(TinkerHandler):
     # A poll is no sign of a person's activity.
     _track_activity = False
 
+    def _log(self) -> None:
+        # Still to come is no news: it would fill the log of every long step.
+        if self.get_status() != 408:
+            super()._log()
+
     @web.authenticated
     @authorized
     async def post(self) -> None:
