@@ -1,0 +1,171 @@
+"""One run's LoRA adapter on a shared base model.
+
+PEFT wraps the layers and computes the forward pass; the numbers live here, in one flat tensor with
+PEFT's parameters as views of it, and so do the gradients. Knows nothing of losses or files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from ..wire.ops import LoraSpec, OpError
+from .base_model import BaseModel, Projection
+from .logprobs import LowRank
+
+_numbers = itertools.count()
+
+
+class Adapter:
+    """A's and B's of all adapted layers, their gradients, and their place in the base model."""
+
+    def __init__(self, base: BaseModel, spec: LoraSpec) -> None:
+        self.base = base
+        self.spec = spec
+        self.targets = targets(base, spec)
+        # PEFT keys modules by this name, and module names may hold no dots, as a run's may.
+        self.name = f"run_{next(_numbers)}"
+        shapes = parameter_shapes(self.targets, spec.rank)
+        size = sum(math.prod(shape) for shape in shapes.values())
+        self.weights = torch.zeros(size, device=base.device)
+        self.gradients = torch.zeros(size, device=base.device)
+        self.views = dict(_views(self.weights, shapes))
+        self.gradient_views = dict(_views(self.gradients, shapes))
+        self._draw_initial_weights()
+        self._inject()
+
+    @property
+    def trains_layers(self) -> bool:
+        """Whether anything below the output layer is trained."""
+        return any(target.part != "unembed" for target in self.targets)
+
+    def output_adapter(self) -> LowRank | None:
+        """The part on the output layer, if there is one."""
+        pair = self._output_pair(self.views)
+        return LowRank(*pair, scale=self.spec.alpha / self.spec.rank) if pair else None
+
+    def output_gradients(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Where the gradients of that part are accumulated."""
+        return self._output_pair(self.gradient_views)
+
+    def fill(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Take over weights by their names."""
+        for key, view in self.views.items():
+            view.copy_(values[key])
+
+    def remove(self) -> None:
+        """Take the adapter off the base model, and the wrappers that no other run needs."""
+        model = self.base.model
+        for target in self.targets:
+            layer = model.get_submodule(target.path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PEFT tells which adapter it falls back to
+                layer.delete_adapter(self.name)
+            if not layer.lora_A:
+                model.set_submodule(target.path, layer.base_layer)
+        self.base.deactivate()
+
+    def _draw_initial_weights(self) -> None:
+        """PEFT's own: uniform A, zero B. Drawn on the CPU: a seed means the same anywhere."""
+        try:
+            generator = torch.Generator().manual_seed(self.spec.seed)
+        except (RuntimeError, OverflowError, ValueError):
+            raise OpError(f"the seed {self.spec.seed} is not a 64-bit integer") from None
+        for key, view in self.views.items():
+            if ".lora_A." in key:
+                values = torch.empty(view.shape)
+                nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
+                view.copy_(values)
+
+    def _inject(self) -> None:
+        config = peft_config(self.targets, self.spec)
+        model = self.base.model
+        with warnings.catch_warnings():
+            # On tied embeddings PEFT warns of merging, which is never done here.
+            warnings.simplefilter("ignore")
+            # The low-memory mode leaves PEFT's own parameters empty: these are put in their place.
+            inject_adapter_in_model(config, model, self.name, low_cpu_mem_usage=True)
+        for target in self.targets:
+            layer = model.get_submodule(target.path)
+            for side in ("lora_A", "lora_B"):
+                key = f"{target.path}.{side}.weight"
+                parameter = nn.Parameter(self.views[key])
+                parameter.grad = self.gradient_views[key]
+                getattr(layer, side)[self.name].weight = parameter
+        self.base.deactivate()
+
+    def _output_pair(
+        self, views: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        for target in self.targets:
+            if target.part == "unembed":
+                return views[f"{target.path}.lora_A.weight"], views[f"{target.path}.lora_B.weight"]
+        return None
+
+
+def targets(base: BaseModel, spec: LoraSpec) -> list[Projection]:
+    """The layers that `spec` asks to train, in the model's order."""
+    wanted = {"attn": spec.train_attn, "mlp": spec.train_mlp, "unembed": spec.train_unembed}
+    if not any(wanted.values()):
+        raise OpError("the adapter trains nothing; set train_attn, train_mlp or train_unembed")
+    chosen = [projection for projection in base.projections if wanted[projection.part]]
+    for part, asked in wanted.items():
+        if asked and not any(projection.part == part for projection in chosen):
+            raise OpError(
+                f"{type(base.model).__name__} has no linear layer for train_{part}; set it to false"
+            )
+    if spec.train_mlp and base.has_fused_experts:
+        raise OpError(
+            f"the experts of {type(base.model).__name__} cannot carry an adapter in this engine; "
+            f"set train_mlp to false"
+        )
+    _check_rank(spec, chosen)
+    return chosen
+
+
+def _check_rank(spec: LoraSpec, chosen: list[Projection]) -> None:
+    largest = min(min(target.in_features, target.out_features) for target in chosen)
+    if not 1 <= spec.rank <= largest:
+        raise OpError(
+            f"rank {spec.rank} does not fit this base model; choose one from 1 to {largest}, the "
+            f"smallest side of the layers to train"
+        )
+    if not (math.isfinite(spec.alpha) and spec.alpha > 0):
+        raise OpError(f"alpha is {spec.alpha}; choose a positive number")
+
+
+def parameter_shapes(targets: list[Projection], rank: int) -> dict[str, tuple[int, int]]:
+    """The adapter's parameters, named as in PEFT without its prefix, in their fixed order."""
+    shapes = {}
+    for target in targets:
+        shapes[f"{target.path}.lora_A.weight"] = (rank, target.in_features)
+        shapes[f"{target.path}.lora_B.weight"] = (target.out_features, rank)
+    return shapes
+
+
+def peft_config(targets: list[Projection], spec: LoraSpec) -> LoraConfig:
+    """PEFT's description of the adapter; full paths, so that it matches no other layer."""
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=[target.path for target in targets],
+    )
+
+
+def _views(
+    flat: torch.Tensor, shapes: Mapping[str, tuple[int, int]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    offset = 0
+    for key, shape in shapes.items():
+        size = math.prod(shape)
+        yield key, flat[offset : offset + size].view(shape)
+        offset += size

@@ -1,0 +1,238 @@
+"""Checkpoints: folders in PEFT's layout, with the optimizer beside the adapter where it is wanted.
+
+    adapter_model.safetensors, adapter_config.json    what PEFT itself writes and loads
+    optimizer.safetensors                             moments by parameter name, and the step count
+    jupyter_tinker.json                               the run's shape and a fingerprint of its base
+
+A folder is whole or not there: it is written beside its place and renamed. Knows nothing of runs'
+lives or the server's names for checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..wire.ops import CheckpointKind, LoraSpec, OpError, SaveInfo
+from .adamw import AdamW
+from .adapter import parameter_shapes, peft_config, targets
+from .base_model import BaseModel
+from .train import Run
+
+FORMAT = 1
+ADAPTER_FILE = "adapter_model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+ABOUT_FILE = "jupyter_tinker.json"
+
+_PREFIX = "base_model.model."  # PEFT's, before every module path
+_COUNT = "step"
+_MEAN = "exp_avg."
+_SQUARE = "exp_avg_sq."
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been read and found whole, and made on the base model it is for."""
+
+    lora: LoraSpec
+    step: int
+    weights: Tensors
+    optimizer: Tensors | None
+
+
+def save(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -> SaveInfo:
+    """Write the run to `folder`, replacing what is there."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _restore_interrupted(folder)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        try:
+            _write(run, kind, fresh, base_model_name)
+            size = sum(file.stat().st_size for file in fresh.iterdir())
+            fresh.chmod(0o755)  # mkdtemp's folders are for nobody else to read
+            _replace(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OpError(
+            f"the checkpoint could not be written to {folder}: {reason}; "
+            f"{_free_space(folder)}, and what was there before is untouched",
+            "server",
+        ) from error
+    return SaveInfo(size_bytes=size, step=run.step)
+
+
+def read(folder: Path, base: BaseModel, *, optimizer: bool) -> Checkpoint:
+    """The checkpoint in `folder`, checked against `base`."""
+    _restore_interrupted(folder)
+    about = _about(folder)
+    if about["base"] != base.fingerprint:
+        raise OpError(
+            f"the checkpoint {folder.name} was trained on {about['base_model']!r}, whose "
+            f"configuration differs from that of {base.name!r}; load it on its own base model"
+        )
+    lora = about["lora"]
+    shapes = parameter_shapes(targets(base, lora), lora.rank)
+    weights = _tensors(folder / ADAPTER_FILE, {_PREFIX + key: shapes[key] for key in shapes})
+    state = None
+    if optimizer:
+        if not (folder / OPTIMIZER_FILE).is_file():
+            raise OpError(
+                f"the checkpoint {folder.name} holds no optimizer state; load it without, or load "
+                f"one made by save_state"
+            )
+        expected: dict[str, tuple[int, ...]] = {_COUNT: ()}
+        expected |= {prefix + key: shapes[key] for key in shapes for prefix in (_MEAN, _SQUARE)}
+        state = _tensors(folder / OPTIMIZER_FILE, expected)
+    bare = {key.removeprefix(_PREFIX): tensor for key, tensor in weights.items()}
+    return Checkpoint(lora, about["step"], bare, state)
+
+
+def restore(run: Run, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint of the run's own shape into it; without optimizer state that starts anew."""
+    run.adapter.fill(checkpoint.weights)
+    run.optimizer = AdamW(run.adapter.weights)
+    run.step = checkpoint.step
+    run.zero_grad()
+    state = checkpoint.optimizer
+    if state is None:
+        return
+    keys = list(run.adapter.views)
+    run.optimizer.count.copy_(state[_COUNT])
+    run.optimizer.mean.copy_(torch.cat([state[_MEAN + key].flatten() for key in keys]))
+    run.optimizer.square.copy_(torch.cat([state[_SQUARE + key].flatten() for key in keys]))
+
+
+def _write(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -> None:
+    adapter = run.adapter
+    weights = {_PREFIX + key: view for key, view in adapter.views.items()}
+    _save_tensors(weights, folder / ADAPTER_FILE)
+    config = peft_config(adapter.targets, adapter.spec)
+    config.base_model_name_or_path = base_model_name
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    if kind == "weights":
+        _save_tensors(_optimizer_tensors(run), folder / OPTIMIZER_FILE)
+    about = {
+        "format": FORMAT,
+        "base_model": base_model_name,
+        "base": run.base.fingerprint,
+        "lora": asdict(run.lora),
+        "step": run.step,
+    }
+    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n")
+    for file in folder.iterdir():
+        _sync(file)
+    _sync(folder)
+
+
+def _optimizer_tensors(run: Run) -> Tensors:
+    optimizer, views = run.optimizer, run.adapter.views
+    sizes = [view.numel() for view in views.values()]
+    tensors = {_COUNT: optimizer.count}
+    for prefix, flat in ((_MEAN, optimizer.mean), (_SQUARE, optimizer.square)):
+        for (key, view), part in zip(views.items(), flat.split(sizes), strict=True):
+            tensors[prefix + key] = part.view(view.shape)
+    return tensors
+
+
+def _save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    # Clones: safetensors takes views of one buffer for parameters that share memory.
+    plain = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
+    save_file(plain, file, metadata={"format": "pt"})
+
+
+def _replace(fresh: Path, folder: Path) -> None:
+    """Put `fresh` in the place of `folder`; at every moment one of the two is whole on the disk."""
+    old = _aside(folder)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        _restore_interrupted(folder)
+        raise
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore_interrupted(folder: Path) -> None:
+    """Undo a replacement that the machine died in, and clear away what one left behind."""
+    old = _aside(folder)
+    if not old.exists():
+        return
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        free = shutil.disk_usage(folder.parent).free
+    except OSError:
+        return "the disk there cannot be examined"
+    return f"the disk there has {free / 2**20:.0f} MiB free"
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    file = folder / ABOUT_FILE
+    try:
+        about = json.loads(file.read_text())
+        if about["format"] != FORMAT:
+            raise OpError(
+                f"the checkpoint {folder.name} has format {about['format']} and this engine reads "
+                f"{FORMAT}; use the version of jupyter_tinker that wrote it"
+            )
+        return {
+            "base_model": str(about["base_model"]),
+            "base": dict(about["base"]),
+            "lora": LoraSpec(**about["lora"]),
+            "step": int(about["step"]),
+        }
+    except FileNotFoundError:
+        raise OpError(f"there is no checkpoint at {folder}: {ABOUT_FILE} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OpError(
+            f"the checkpoint {folder.name} is damaged: {ABOUT_FILE} is unreadable"
+        ) from None
+
+
+def _tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> Tensors:
+    where = f"the checkpoint {file.parent.name} is damaged: {file.name}"
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError:
+        raise OpError(f"{where} is missing") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise OpError(f"{where} is unreadable ({error})") from None
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if shapes != dict(expected):
+        odd = sorted(set(shapes.items()) ^ set(expected.items()))
+        raise OpError(f"{where} does not hold what its run had, for instance {odd[0][0]}")
+    return tensors
