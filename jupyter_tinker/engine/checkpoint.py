@@ -102,14 +102,15 @@ def read(folder: Path, base: BaseModel, *, optimizer: bool) -> Checkpoint:
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint of the run's own shape into it; without optimizer state that starts anew."""
+    """Put a checkpoint of the run's own shape into it. Without optimizer state the optimizer starts
+    anew, and with it the count of its steps."""
     run.adapter.fill(checkpoint.weights)
-    run.optimizer = AdamW(run.adapter.weights)
-    run.step = checkpoint.step
+    run.optimizer, run.step = AdamW(run.adapter.weights), 0
     run.zero_grad()
     state = checkpoint.optimizer
     if state is None:
         return
+    run.step = checkpoint.step
     keys = list(run.adapter.views)
     run.optimizer.count.copy_(state[_COUNT])
     run.optimizer.mean.copy_(torch.cat([state[_MEAN + key].flatten() for key in keys]))

@@ -34,7 +34,7 @@ class Run:
     name: str
     adapter: Adapter
     optimizer: AdamW
-    step: int = 0  # optimizer steps behind the weights; more than `optimizer`'s if that was renewed
+    step: int = 0  # of the optimizer
     has_gradients: bool = False
 
     @property

@@ -191,7 +191,7 @@ class EngineStatus:
 class RunInfo:
     lora: LoraSpec
     trainable_parameters: int
-    step: int  # optimizer steps behind these weights
+    step: int  # of the optimizer that goes with these weights
 
 
 @dataclass(frozen=True)
