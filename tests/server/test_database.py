@@ -1,0 +1,275 @@
+"""The tables, their migrations, and what is kept for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from jupyter_tinker.server import database as database_module
+from jupyter_tinker.server.checkpoints import (
+    CheckpointPath,
+    Checkpoints,
+    UnknownCheckpoint,
+    check_name,
+    parse_path,
+)
+from jupyter_tinker.server.database import Database, default_url
+from jupyter_tinker.server.futures import (
+    ExpiredFuture,
+    Futures,
+    Request,
+    UnknownFuture,
+    failure,
+    success,
+)
+from jupyter_tinker.server.journal import Journal
+from jupyter_tinker.server.keys import InvalidKey, Keys
+from jupyter_tinker.server.schema import HEAD, Base, RequestRow, RunRow, SessionRow
+from jupyter_tinker.server.signing import Signer
+from jupyter_tinker.wire.ops import OpError
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    return Database(default_url(tmp_path))
+
+
+def test_migrations_end_where_the_schema_says(database: Database) -> None:
+    migrations = Path(database_module.__file__).parent / "migrations"
+    config = Config()
+    config.set_main_option("script_location", str(migrations))
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+    with database.open().connect() as connection:
+        context = MigrationContext.configure(connection)
+        assert context.get_current_revision() == HEAD
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def _run(session_id: str = "s") -> RunRow:
+    return RunRow(
+        id=f"{session_id}:train:0",
+        session_id=session_id,
+        owner="ada",
+        base_model="tiny",
+        base_path="/models/tiny",
+        hub_id=None,
+        architecture="LlamaForCausalLM",
+        lora={"rank": 4},
+        user_metadata=None,
+        created_at=1.0,
+        last_request_at=1.0,
+    )
+
+
+def _request(server: str, number: int = 1) -> tuple[Request, RequestRow]:
+    request = Request(f"r{number}", "s:train:0", number, "optim_step", b"payload")
+    row = RequestRow(
+        id=request.id,
+        run_id=request.run_id,
+        seq_id=number,
+        kind=request.kind,
+        server=server,
+        payload=request.payload,
+        accepted_at=time.time(),
+    )
+    return request, row
+
+
+def test_a_result_is_kept_until_a_while_after_it_was_fetched(database: Database) -> None:
+    async def story() -> None:
+        journal = Journal(database, "now")
+        futures = Futures(journal)
+        request, row = _request("now")
+        assert await journal.add_request(row) == "r1"
+        futures.open(request)
+        assert await futures.poll("r1", hold=0.01) is None
+        await futures.complete(request, success({"metrics": {}}))
+        forgetful = Futures(journal)  # has nothing in memory
+        await forgetful.tidy(keep_seconds=0.0)
+        assert await forgetful.poll("r1", hold=0) == success({"metrics": {}})
+        await forgetful.tidy(keep_seconds=60.0)
+        assert await forgetful.poll("r1", hold=0) is not None
+        await asyncio.sleep(0.01)
+        await forgetful.tidy(keep_seconds=0.0)
+        with pytest.raises(ExpiredFuture):
+            await forgetful.poll("r1", hold=0)
+        with pytest.raises(UnknownFuture):
+            await forgetful.poll("r2", hold=0)
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_a_payload_goes_when_its_request_is_done(database: Database) -> None:
+    async def story() -> None:
+        journal = Journal(database, "now")
+        request, row = _request("now")
+        await journal.add_request(row)
+        stored = database.run(lambda db: db.get_one(RequestRow, "r1").payload)
+        assert stored == b"payload"
+        await journal.complete(request.id, success({}))
+        assert database.run(lambda db: db.get_one(RequestRow, "r1").payload) is None
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_what_an_earlier_life_left_pending_fails(database: Database) -> None:
+    async def story() -> None:
+        await Journal(database, "before").add_request(_request("before")[1])
+        result = await Futures(Journal(database, "now")).poll("r1", hold=0)
+        assert result is not None
+        assert result.failed
+        assert b"restarted" in result.body
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_the_same_number_is_the_same_future_also_at_once(database: Database) -> None:
+    async def story() -> None:
+        journal = Journal(database, "now")
+        rows = []
+        for number in range(20):
+            _, row = _request("now")
+            row.id = f"r{number}"
+            rows.append(row)
+        ids = await asyncio.gather(*(journal.add_request(row) for row in rows))
+        assert set(ids) == {"r0"}
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_a_result_that_cannot_be_stored_is_still_handed_out(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        journal = Journal(database, "now")
+        futures = Futures(journal)
+        request, row = _request("now")
+        await journal.add_request(row)
+        futures.open(request)
+
+        async def full(*_: Any) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(journal, "complete", full)
+        await futures.complete(request, failure("x", "user"))
+        assert await futures.poll("r1", hold=1) == failure("x", "user")
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_a_repeated_create_session_is_one_session(database: Database) -> None:
+    def row(name: str) -> SessionRow:
+        return SessionRow(
+            id=name,
+            created_at=1.0,
+            owner="ada",
+            sdk_version="0.38.0",
+            tags=["x"],
+            user_metadata={"n": 1},
+            project_id=None,
+            display_name=None,
+            idempotency_key="stainless-python-retry-1",
+        )
+
+    async def story() -> None:
+        journal = Journal(database, "now")
+        assert (await journal.add_session(row("a"))).id == "a"
+        assert (await journal.add_session(row("b"))).id == "a"
+        await journal.finish_session("a", "success", None)
+        await journal.finish_session("a", "errored", "late")
+        session = await journal.session("a")
+        assert session is not None
+        assert (session.finish_reason, session.finish_detail) == ("success", None)
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_checkpoints_end_with_their_time(database: Database, tmp_path: Path) -> None:
+    async def story() -> None:
+        checkpoints = Checkpoints(database, tmp_path / "checkpoints")
+        paths = [CheckpointPath("s:train:0", "weights", name) for name in ("old", "new")]
+        for path, expires in zip(paths, (time.time() - 1, time.time() + 60), strict=True):
+            checkpoints.folder(path).mkdir(parents=True)
+            row = _run()
+            await checkpoints.add(
+                path,
+                base_model=row.base_model,
+                base_path=row.base_path,
+                lora=row.lora,
+                step=1,
+                size_bytes=10,
+                user_metadata=None,
+                expires_at=expires,
+            )
+        with pytest.raises(UnknownCheckpoint, match="old"):
+            await checkpoints.get(paths[0])
+        assert (await checkpoints.list())[1] == 1
+        await checkpoints.delete_expired()
+        assert [checkpoints.folder(path).exists() for path in paths] == [False, True]
+        await database.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("name", ["a", "000010", "step_1.5", "final-2", "A" * 128])
+def test_good_names(name: str) -> None:
+    assert check_name(name) == name
+    assert parse_path(f"tinker://s:train:0/weights/{name}").name == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".a", "-a", "a/b", "a\\b", "a\n", "é", "A" * 129])
+def test_bad_names(name: str) -> None:
+    with pytest.raises(OpError):
+        check_name(name)
+
+
+@pytest.mark.parametrize("path", ["", "weights/a", "tinker://a/weights", "tinker://a/other/b"])
+def test_bad_paths(path: str) -> None:
+    with pytest.raises(OpError, match="tinker://RUN"):
+        parse_path(path)
+
+
+def test_keys(database: Database) -> None:
+    async def story() -> None:
+        keys = Keys(database)
+        secret = keys.create("laptop")
+        assert await keys.owner(secret) == "laptop"
+        assert await keys.owner(secret[:-1]) is None
+        keys.revoke("laptop")
+        assert await keys.owner(secret) is None
+        assert await keys.owner(keys.create("laptop")) == "laptop"
+        with pytest.raises(InvalidKey):
+            keys.create("")
+        with pytest.raises(InvalidKey, match="nobody"):
+            keys.revoke("nobody")
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_signatures() -> None:
+    signer = Signer()
+    later = int(time.time()) + 60
+    good = signer.sign("a", later)
+    assert signer.check("a", str(later), good)
+    assert not signer.check("b", str(later), good)
+    assert not signer.check("a", str(later + 1), good)
+    assert not signer.check("a", str(later), "é")
+    assert not Signer().check("a", str(later), good)
+    past = int(time.time()) - 1
+    assert not signer.check("a", str(past), signer.sign("a", past))
+    assert not signer.check("a", "soon", good)
