@@ -43,7 +43,10 @@ class Connection:
 
     def history(self, run_id: str) -> list[dict[str, Any]]:
         """A run's optimizer steps, oldest first, as the server keeps them."""
-        steps: list[dict[str, Any]] = self.get(f"runs/{urllib.parse.quote(run_id)}/steps")["steps"]
+        steps: list[dict[str, Any]] = []
+        path = f"runs/{urllib.parse.quote(run_id)}/steps"
+        while page := self.get(f"{path}?after={steps[-1]['id'] if steps else 0}")["steps"]:
+            steps += page
         return steps
 
 

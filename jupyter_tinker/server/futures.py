@@ -39,6 +39,7 @@ class Request:
     seq_id: int
     kind: str
     payload: bytes
+    forward_only: bool = False  # a forward_backward that leaves no gradient
     accepted: float = field(default_factory=time.monotonic)
     done: asyncio.Future[Result] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()

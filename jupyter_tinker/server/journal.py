@@ -177,7 +177,7 @@ class Journal:
 
     # Steps
 
-    async def steps(self, run_id: str, after: int = 0, limit: int = 100_000) -> list[StepRow]:
+    async def steps(self, run_id: str, after: int, limit: int) -> list[StepRow]:
         """A run's steps with an id above `after`, oldest first."""
         query = (
             select(StepRow)

@@ -263,13 +263,15 @@ class TinkerService:
         run = self._runs.get(run_id)
         return _OF_EARLIER_LIFE if run is None else run.ended
 
-    async def submit(self, run_id: str, seq_id: int, kind: str, payload: bytes) -> str:
+    async def submit(
+        self, run_id: str, seq_id: int, kind: str, payload: bytes, *, forward_only: bool = False
+    ) -> str:
         """Accept a request of a run; returns the future's id. Raises `UnknownRun`.
 
         The same `(run_id, seq_id)` gets the same future and is done once.
         """
         run = await self.run(run_id)
-        request = _request(run_id, seq_id, kind, payload)
+        request = _request(run_id, seq_id, kind, payload, forward_only=forward_only)
         request_id = await self.journal.add_request(self._row(request))
         if request_id == request.id:
             self._enqueue(run, request)
@@ -311,8 +313,10 @@ class TinkerService:
                 self._log.exception("Housekeeping failed; it is tried again.")
 
 
-def _request(run_id: str, seq_id: int, kind: str, payload: bytes) -> Request:
-    return Request(uuid.uuid4().hex, run_id, seq_id, kind, payload)
+def _request(
+    run_id: str, seq_id: int, kind: str, payload: bytes, *, forward_only: bool = False
+) -> Request:
+    return Request(uuid.uuid4().hex, run_id, seq_id, kind, payload, forward_only)
 
 
 def _refuse_optimizer(config: tinker.OptimizerConfig | None) -> None:

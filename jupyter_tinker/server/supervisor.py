@@ -217,7 +217,10 @@ class EngineSupervisor(LoggingConfigurable):
         message_id = message["header"]["msg_id"]
         self._pending[message_id] = future
         try:
-            session.send(self._client.shell_channel.socket, message, buffers=buffers)
+            # By the socket's own asynchronous send: `session.send` goes round it to the plain socket,
+            # and can swallow the one signal by which a waiting receiver learns of a reply.
+            frames = [*session.serialize(message), *buffers]
+            await self._client.shell_channel.socket.send_multipart(frames)
             content, buffers = await future
         finally:
             self._pending.pop(message_id, None)

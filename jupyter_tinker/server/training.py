@@ -89,7 +89,7 @@ class Trainer:
     def _note_failure(self, run: Run, request: Request, result: Result) -> None:
         if request.seq_id == 0:
             run.ended = run.ended or "This run could not be created."
-        elif request.kind == "forward_backward" and not _forward_only(request):
+        elif request.kind == "forward_backward" and not request.forward_only:
             run.spoiled = f"forward_backward number {request.seq_id} before it failed"
         self._log.warning(
             "Run %s: %s number %d failed: %s",
@@ -143,7 +143,7 @@ class Trainer:
 
     async def _forward_backward(self, run: Run, request: Request) -> Outcome:
         result, buffers = await self._ask(run, ops.ForwardBackward(run.id, request.payload))
-        if not _forward_only(request):
+        if not request.forward_only:
             run.totals.add(ops.ForwardBackwardStats(**result))
         return Result(bytes(buffers[0]), PROTOBUF_TYPE), None
 
@@ -229,10 +229,6 @@ class Trainer:
             expires_at=None if ttl_seconds is None else time.time() + ttl_seconds,
         )
         return info.size_bytes
-
-
-def _forward_only(request: Request) -> bool:
-    return tinker.forward_backward_address(request.payload).forward_only
 
 
 def _adam(body: tinker.OptimStep) -> ops.AdamParams:

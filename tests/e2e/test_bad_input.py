@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,29 @@ def test_a_checkpoint_name_that_leaves_its_folder_is_refused(a_server: Server, n
         assert failure["category"] == "user"
     saved = list((a_server.home / "data" / "tinker" / "checkpoints").glob(f"*{run.session_id}*"))
     assert saved == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits another process, as Linux can")
+def test_a_full_disk_fails_the_save_and_nothing_else(a_server: Server) -> None:
+    import resource
+
+    run = RawRun(a_server)
+    kept = run.result(run.submit("save_weights", 1, path="x"))["path"]
+    engine = a_server.engine_pid()
+    assert engine is not None
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(engine, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    try:
+        failure = run.error(run.submit("save_weights", 2, path="x", overwrite=True))
+    finally:
+        resource.prlimit(engine, resource.RLIMIT_FSIZE, unlimited)
+    assert failure["category"] == "server"
+    assert "could not be written" in failure["error"]
+    folder = next((a_server.home / "data/tinker/checkpoints").glob(f"{run.session_id}*/weights"))
+    assert [entry.name for entry in folder.iterdir()] == ["x"]
+    assert run.result(run.submit("load_weights", 3, path=kept, optimizer=True))["path"] == kept
+    run.error(run.forward_backward(4, some_data(0), loss="none"))
+    _goes_on(run, 5)
 
 
 def test_loading_what_cannot_be_loaded(a_server: Server) -> None:

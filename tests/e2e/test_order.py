@@ -121,3 +121,15 @@ def test_two_runs_do_not_feel_one_another(a_server: Server) -> None:
             run.optim_step(2 * step + 2)
     mixed = [[r.loss(f) for f in mine] for r, mine in zip(pair, futures, strict=True)]
     assert mixed == alone
+
+
+def test_many_runs_at_once_lose_no_answer(a_server: Server) -> None:
+    """Replies that arrive while the next operation is being sent are seen too."""
+    runs = [RawRun(a_server) for _ in range(8)]
+
+    def steps(run: RawRun) -> list[float]:
+        futures = [run.optim_step(number) for number in range(1, 41)]
+        return [run.result(future)["metrics"]["optimizer_step"] for future in futures]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(steps, runs)) == [list(range(1, 41))] * 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -11,12 +13,17 @@ from tornado import web
 from ..schema import RunRow, StepRow
 from .base import TinkerHandler
 
-_LAST = 100_000
+# Rows of one answer; a longer history takes several.
+_PAGE = 10_000
 
 
 def step_json(row: StepRow) -> dict[str, Any]:
     """All columns of a step."""
     return {column.name: getattr(row, column.name) for column in StepRow.__table__.columns}
+
+
+def _steps_body(rows: list[StepRow]) -> str:
+    return json.dumps({"steps": [step_json(row) for row in rows]})
 
 
 def run_json(row: RunRow, last: StepRow | None, ended: str | None) -> dict[str, Any]:
@@ -59,16 +66,16 @@ class RunsHandler(TinkerHandler):
 
 
 class StepsHandler(TinkerHandler):
-    """A run's steps, oldest first; `after` is the id of the last one seen."""
+    """A page of a run's steps, oldest first; `after` is the id of the last one seen."""
 
     @web.authenticated
     @authorized
     async def get(self, run_id: str) -> None:
         await self.service.run(run_id)
         after = self.int_argument("after", 0, 2**62)
-        limit = self.int_argument("limit", _LAST, _LAST)
+        limit = self.int_argument("limit", _PAGE, _PAGE)
         rows = await self.service.journal.steps(run_id, after, limit)
-        self.reply({"steps": [step_json(row) for row in rows]})
+        self.finish(await asyncio.to_thread(_steps_body, rows))
 
 
 HANDLERS = [

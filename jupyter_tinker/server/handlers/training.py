@@ -92,7 +92,11 @@ class ForwardBackwardHandler(RequestHandler):
             raise web.HTTPError(415, f"Content-Encoding {encoding[:50]!r} is not known; use zstd.")
         address = await self.off_loop(partial(tinker.forward_backward_address, body), len(body))
         request_id = await self.service.submit(
-            address.model_id, address.seq_id, "forward_backward", body
+            address.model_id,
+            address.seq_id,
+            "forward_backward",
+            body,
+            forward_only=address.forward_only,
         )
         self.reply_future(request_id, address.model_id)
 
