@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,11 +81,11 @@ class RawRun:
 
     def result(self, request_id: str) -> Any:
         """The result: a dict, or a `ForwardBackwardOutput`."""
-        while True:
+        status, answer, started = 408, None, time.monotonic()
+        while status == 408:
+            assert time.monotonic() - started < 90, f"request {request_id} is still pending"
             status, answer = self.poll(request_id)
-            if status != 408:
-                assert status == 200, answer
-                break
+        assert status == 200, answer
         return pb.ForwardBackwardOutput.FromString(answer) if isinstance(answer, bytes) else answer
 
     def loss(self, request_id: str) -> float:
