@@ -217,8 +217,8 @@ class EngineSupervisor(LoggingConfigurable):
         message_id = message["header"]["msg_id"]
         self._pending[message_id] = future
         try:
-            # By the socket's own asynchronous send: `session.send` goes round it to the plain socket,
-            # and can swallow the one signal by which a waiting receiver learns of a reply.
+            # By the socket's own asynchronous send: `session.send` goes round it to the plain
+            # socket, and can swallow the one signal by which the receiver learns of a reply.
             frames = [*session.serialize(message), *buffers]
             await self._client.shell_channel.socket.send_multipart(frames)
             content, buffers = await future

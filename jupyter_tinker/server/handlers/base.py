@@ -82,7 +82,8 @@ class TinkerHandler(APIHandler):
             if error.status_code == 403 and self.current_user is None and self.check_host():
                 raise web.HTTPError(401, _NO_KEY) from None
             raise
-        if self.current_user is None:
+        # OPTIONS is what browsers ask before they send a key, and says nothing of us.
+        if self.current_user is None and self.request.method != "OPTIONS":
             raise web.HTTPError(401, _NO_KEY)
         self._bound_body()
 
