@@ -1,0 +1,64 @@
+"""Prints how fast, how responsive and how large it is; docs/performance.md explains the figures.
+
+python tests/bench [--out FIGURES.json] [PART ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+if __package__ in (None, ""):  # run by its folder's name: let `tests` be found, not our modules
+    sys.path[0] = str(ROOT)
+
+from tests.bench.noise import Patience  # noqa: E402
+from tests.bench.parts import PARTS  # noqa: E402
+from tests.bench.report import Report, machine  # noqa: E402
+
+
+def main() -> None:
+    arguments = _arguments()
+    model = _model()
+    report = Report(patience=Patience(arguments.wait))
+    began = time.monotonic()
+    for name in arguments.parts or PARTS:
+        print(f"{name} ...", flush=True)
+        PARTS[name](model, report)
+    about = machine()
+    print("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))
+    print(f"\n{report.table()}\n\n{time.monotonic() - began:.0f} seconds in all")
+    if arguments.out is not None:
+        report.write(arguments.out, about)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python tests/bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="spend up to so long, in all, on waiting for other processes to be done",
+    )
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.parts if name not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    return arguments
+
+
+def _model() -> Path:
+    """SmolLM2-135M, as pulled by `jupyter tinker pull`, or kept for the tests."""
+    from jupyter_tinker.server.pull import pull
+
+    kept = os.environ.get("TINKER_TEST_MODELS") or ROOT / ".cache" / "models"
+    return pull("smollm2-135m", Path(kept)).path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""The parts of the benchmark; each adds its figures to the report."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.bench import ours
+from tests.bench.data import batches
+from tests.bench.noise import Noise
+from tests.bench.report import Report
+from tests.servers import Server
+
+ROOT = Path(__file__).parents[2]
+_BLOCKS = {"4x128": (4, 2), "8x32..256": (3, 1)}  # how many blocks, and steps in each
+
+
+def training(model: Path, report: Report) -> None:
+    """Ours and the plain loop in turns."""
+    with ours.server(model) as server:
+        for unembed in (True, False):
+            client = ours.Client(server, unembed=unembed)
+            with _plain(model, unembed=unembed) as plain:
+                for batch in _BLOCKS:
+                    _race(report, client, plain, model, batch, unembed=unembed)
+            client.close()
+        report.add("memory", "engine, peak", [ours.engine_peak_mib(server)], "MiB")
+
+
+def _race(
+    report: Report, client: ours.Client, plain: _Plain, model: Path, batch: str, *, unembed: bool
+) -> None:
+    sequences = batches(model)[batch]
+    data, tokens = ours.datums(sequences), sum(map(len, sequences))
+    client.steps(data, 1)
+    plain.steps(batch, 1)
+    blocks, steps = _BLOCKS[batch]
+    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+    noise: dict[str, list[float]] = {"ours": [], "plain": []}
+    for _ in range(blocks):
+        for side in ("ours", "plain"):
+            report.patience.wait()
+            with Noise() as strangers:
+                run = client.steps(data, steps)[0] if side == "ours" else plain.steps(batch, steps)
+            seconds[side] += run
+            noise[side].append(strangers.cores)
+    what = f"{batch}, {'all linear layers' if unembed else 'without unembed'}"
+    for side, times in seconds.items():
+        rates = [tokens / s for s in times]
+        details = {"seconds": times, "others_per_block": noise[side]}
+        others = statistics.mean(noise[side])
+        report.add("training", f"{what}: {side}", rates, "tok/s", others=others, details=details)
+    ratios = [
+        statistics.median(seconds["plain"][i : i + steps])
+        / statistics.median(seconds["ours"][i : i + steps])
+        for i in range(0, blocks * steps, steps)
+    ]
+    report.add("training", f"{what}: ours / plain", ratios, "x", goal=">= 1")
+
+
+class _Plain:
+    """The plain loop's process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.peak_mib = 0.0
+        self.threads = self._line()["threads"]
+
+    def steps(self, batch: str, count: int) -> list[float]:
+        assert self._process.stdin is not None
+        print(batch, count, file=self._process.stdin, flush=True)
+        answer = self._line()
+        self.peak_mib = answer["peak_mib"]
+        seconds: list[float] = answer["seconds"]
+        return seconds
+
+    def _line(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+@contextmanager
+def _plain(model: Path, *, unembed: bool) -> Iterator[_Plain]:
+    arguments = [str(model), str(ours.RANK), str(int(unembed))]
+    with _child("tests.bench.plain", *arguments) as process:
+        yield _Plain(process)
+
+
+@contextmanager
+def _child(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that ends when its standard input closes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.communicate(timeout=60)
+
+
+def overhead(model: Path, report: Report) -> None:
+    """What is added to the engine's own seconds."""
+    data = ours.datums(batches(model)["4x128"])
+    with ours.server(model) as server:
+        client = ours.Client(server)
+        client.steps(data, 1)
+        report.patience.wait()
+        with Noise() as noise:
+            walls, _ = client.steps(data, 9)
+        added = [
+            1e3 * (wall - own)
+            for wall, own in zip(walls, client.compute_seconds(len(walls)), strict=True)
+        ]
+        what = "4x128 step, client's seconds minus the engine's"
+        report.add("overhead", what, added, "ms", goal="< 25", others=noise.cores)
+        with Noise() as noise:
+            walls = [client.empty_step() for _ in range(30)][5:]
+        own = client.compute_seconds(len(walls))
+        empty = [1e3 * wall for wall in walls]
+        report.add("overhead", "empty optim_step, round trip", empty, "ms", others=noise.cores)
+        report.add("overhead", "  of which the engine", [1e3 * s for s in own], "ms")
+        client.close()
+
+
+def responsiveness(model: Path, report: Report) -> None:
+    """How fast the notebook server answers while a model trains beside it."""
+    data = ours.datums(batches(model)["4x128"])
+    with ours.server(model) as server:
+        client = ours.Client(server)
+        client.steps(data, 1)
+        _status(report, server, "idle", lambda: time.sleep(5))
+        _status(report, server, "in training", lambda: client.steps(data, 10), goal="< 50")
+        client.close()
+
+
+def _status(
+    report: Report, server: Server, when: str, meanwhile: Callable[[], object], *, goal: str = ""
+) -> None:
+    report.patience.wait()
+    with _child("tests.bench.poller", str(server.port), server.token) as poller:
+        time.sleep(0.5)
+        with Noise() as noise:
+            meanwhile()
+        output, _ = poller.communicate(timeout=60)
+    times = sorted(1e3 * s for s in json.loads(output))
+    what = f"/api/status, {when}"
+    details = {"milliseconds": times}
+    for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
+        value = times[min(len(times) - 1, int(share * len(times)))]
+        limit = goal if name == "p99" else ""
+        report.add("responsive", f"{what}, {name}", [value], "ms", goal=limit, others=noise.cores)
+    report.figures[-1].details = details
+
+
+def start(model: Path, report: Report) -> None:
+    """From nothing to an answering server, and to the first loss."""
+    data = ours.datums(batches(model)["4x128"])
+    ready: list[float] = []
+    first: list[float] = []
+    report.patience.wait()
+    with Noise() as noise:
+        for number in range(5):
+            began = time.perf_counter()
+            with ours.server(model) as server:
+                ready.append(time.perf_counter() - began)
+                if number < 2:
+                    client = ours.Client(server)
+                    client.steps(data, 1)
+                    first.append(time.perf_counter() - began)
+                    client.close()
+    report.add("start", "jupyter tinker, until it answers", ready, "s", goal="< 3")
+    what = "jupyter tinker, until the first step's loss"
+    report.add("start", what, first, "s", goal="< 15", others=noise.cores)
+
+
+def memory(model: Path, report: Report) -> None:
+    """What the extension adds to an idle Jupyter server."""
+    sizes = {}
+    for enabled in (False, True):
+        config = {"ServerApp": {"jpserver_extensions": {"jupyter_tinker": enabled}}}
+        probe = "tinker/status" if enabled else "api/status"
+        app = ("-m", "jupyter_server")
+        with ours.server(model, app=app, config=config, probe=probe) as server:
+            if enabled:
+                server.fetch("tinker/api/v1/get_server_capabilities")
+                server.fetch("tinker/runs")
+            time.sleep(2)
+            sizes[enabled] = ours.rss_mib(server)
+    report.add("memory", "idle jupyter server without us", [sizes[False]], "MiB")
+    report.add("memory", "idle jupyter server with us", [sizes[True]], "MiB")
+    report.add("memory", "  difference", [sizes[True] - sizes[False]], "MiB", goal="< 100")
+
+
+PARTS = {
+    "start": start,
+    "memory": memory,
+    "overhead": overhead,
+    "responsiveness": responsiveness,
+    "training": training,
+}
