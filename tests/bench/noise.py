@@ -30,9 +30,6 @@ class Patience:
 
 class Noise:
     """`with Noise() as noise:`; `noise.cores` is what neither we nor our descendants used.
-
-    Descendants that end inside the block are counted as strangers, so it may be too high, but not
-    too low.
     """
 
     def __enter__(self) -> Noise:
@@ -65,4 +62,6 @@ def _seconds(process: psutil.Process) -> float:
         times = process.cpu_times()
     except psutil.Error:
         return 0.0
-    return float(times.user + times.system)
+    # A child that has ended is part of its parent's sums.
+    ended = times.children_user + times.children_system
+    return float(times.user + times.system + ended)
