@@ -11,7 +11,7 @@ from typing import Any
 
 from jupyter_core.application import JupyterApp, NoStart
 
-from . import __version__
+from . import __version__, _fast_start  # noqa: F401 (imported for its effect)
 from .server.catalog import Catalog, UnknownModelError, format_models
 from .server.database import Database
 from .server.extension import TinkerExtension
