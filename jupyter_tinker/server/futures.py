@@ -63,14 +63,31 @@ class Futures:
         self._fresh: OrderedDict[str, Result] = OrderedDict()
         self._fresh_bytes = 0
         self._retrieved: set[str] = set()
+        self._storing: set[asyncio.Task[None]] = set()
 
     def open(self, request: Request) -> None:
         self._pending[request.id] = request
 
-    async def complete(self, request: Request, result: Result, step: StepRow | None = None) -> None:
-        """Store a result and wake who waits for it, even if the database fails."""
+    def complete(
+        self, request: Request, result: Result, step: StepRow | None = None
+    ) -> asyncio.Task[None]:
+        """Store a result and wake who waits for it, even if the database fails.
+
+        Results are stored in the order of the calls; what comes next need not wait for that.
+        """
+        task = asyncio.get_running_loop().create_task(self._complete(request, result, step))
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+        return task
+
+    async def stored(self) -> None:
+        """Wait until every result so far is stored."""
+        if self._storing:
+            await asyncio.wait(self._storing)
+
+    async def _complete(self, request: Request, result: Result, step: StepRow | None) -> None:
         try:
-            await self._journal.complete(request.id, result, step)
+            await self._journal.complete(request.id, request.run_id, result, step)
         except Exception:
             _log.exception("The result of request %s could not be stored.", request.id)
         self._pending.pop(request.id, None)

@@ -125,19 +125,24 @@ class Journal:
         """Store a request and return its id, or the id that its `(run, seq_id)` has already."""
         return await self._db.call(lambda db: _add_once(db, request))
 
-    async def complete(self, request_id: str, result: Result, step: StepRow | None = None) -> None:
+    async def complete(
+        self, request_id: str, run_id: str, result: Result, step: StepRow | None = None
+    ) -> None:
         """Store a result, with the step it made if it made one, and let go of the payload."""
+        now = time.time()
+        of_request = update(RequestRow).where(RequestRow.id == request_id)
+        of_request = of_request.values(
+            done_at=now,
+            payload=None,
+            result=result.body,
+            content_type=result.content_type,
+            failed=result.failed,
+        )
+        of_run = update(RunRow).where(RunRow.id == run_id).values(last_request_at=now)
 
         def work(db: Session) -> None:
-            now = time.time()
-            row = db.get_one(RequestRow, request_id)
-            row.done_at, row.payload = now, None
-            row.result, row.content_type, row.failed = (
-                result.body,
-                result.content_type,
-                result.failed,
-            )
-            db.execute(update(RunRow).where(RunRow.id == row.run_id).values(last_request_at=now))
+            db.connection().execute(of_request)
+            db.connection().execute(of_run)
             if step is not None:
                 db.add(step)
 

@@ -99,6 +99,7 @@ class TinkerService:
         for queue in self._queues.values():
             await queue.close()
         await self.supervisor.stop()
+        await self.futures.stored()
         with suppress(Exception):
             await self.futures.tidy(self._limits.keep_results)
         await self._database.close()

@@ -57,7 +57,7 @@ class Trainer:
         }
 
     async def perform(self, run: Run, request: Request) -> None:
-        """Do one request and complete its future; never raises."""
+        """Do one request and have its future completed; never raises."""
         run.totals.wait_seconds += time.monotonic() - request.accepted
         step = None
         try:
@@ -78,13 +78,13 @@ class Trainer:
             result = failure(f"The server failed: {type(error).__name__}: {error}", "server")
         if result.failed:
             self._note_failure(run, request, result)
-        await self._futures.complete(request, result, step)
+        self._futures.complete(request, result, step)
 
     async def give_up(self, run: Run, request: Request, reason: str) -> None:
         """Complete a request that will not be done."""
         result = failure(reason, "user")
         self._note_failure(run, request, result)
-        await self._futures.complete(request, result)
+        self._futures.complete(request, result)
 
     def _note_failure(self, run: Run, request: Request, result: Result) -> None:
         if request.seq_id == 0:

@@ -29,8 +29,7 @@ class Patience:
 
 
 class Noise:
-    """`with Noise() as noise:`; `noise.cores` is what neither we nor our descendants used.
-    """
+    """`with Noise() as noise:`; `noise.cores` is what neither we nor our descendants used."""
 
     def __enter__(self) -> Noise:
         me = psutil.Process()

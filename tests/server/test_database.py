@@ -115,7 +115,7 @@ def test_a_payload_goes_when_its_request_is_done(database: Database) -> None:
         await journal.add_request(row)
         stored = database.run(lambda db: db.get_one(RequestRow, "r1").payload)
         assert stored == b"payload"
-        await journal.complete(request.id, success({}))
+        await journal.complete(request.id, request.run_id, success({}))
         assert database.run(lambda db: db.get_one(RequestRow, "r1").payload) is None
         await database.close()
 
