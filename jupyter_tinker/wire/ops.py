@@ -72,11 +72,17 @@ class AdamParams:
     grad_clip_norm: float = 0.0
 
 
+_OPS: dict[str, type[Op]] = {}
+
+
 @dataclass(frozen=True)
 class Op:
-    """Base of all operations; `name` is the tag on the wire."""
+    """Base of all operations; `name` is the tag on the wire, by which `decode` finds the class."""
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        _OPS[cls.name] = cls
 
 
 @dataclass(frozen=True)
@@ -219,21 +225,6 @@ class SaveInfo:
     step: int
 
 
-_OPS: dict[str, type[Op]] = {
-    op.name: op
-    for op in (
-        Start,
-        Status,
-        CreateRun,
-        LoadRun,
-        LoadWeights,
-        ForwardBackward,
-        OptimStep,
-        ZeroGrad,
-        SaveCheckpoint,
-        UnloadRun,
-    )
-}
 _NESTED: dict[str, type[Any]] = {"options": EngineOptions, "lora": LoraSpec, "adam": AdamParams}
 
 
