@@ -28,7 +28,7 @@ class Asker:
         folder = None if checkpoint is None else str(checkpoint)
         engine.handle(sampling.LoadSampler(self.name, "tiny", str(base), folder))
 
-    def add(self, prompt: Sequence[int], *, stream: bool = False, **fields: Any) -> str:
+    def add(self, prompt: Sequence[int], /, *, stream: bool = False, **fields: Any) -> str:
         """Ask; returns the request's name. Parameters go where the protocol has them."""
         known = ("max_tokens", "seed", "stop", "temperature", "top_k", "top_p")
         params = {key: fields.pop(key) for key in known if key in fields}
@@ -51,7 +51,7 @@ class Asker:
         self.engine.handle(op)
         return name
 
-    def ask(self, prompt: Sequence[int], **fields: Any) -> pb.SampleResponse:
+    def ask(self, prompt: Sequence[int], /, **fields: Any) -> pb.SampleResponse:
         name = self.add(prompt, **fields)
         return drain(self.engine)[name]
 
