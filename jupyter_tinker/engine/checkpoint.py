@@ -75,9 +75,16 @@ def save(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -> 
     return SaveInfo(size_bytes=size, step=run.step)
 
 
-def read(folder: Path, base: BaseModel, *, optimizer: bool) -> Checkpoint:
-    """The checkpoint in `folder`, checked against `base`."""
-    _restore_interrupted(folder)
+def read(
+    folder: Path, base: BaseModel, *, optimizer: bool, repair: bool = True
+) -> Checkpoint:
+    """The checkpoint in `folder`, checked against `base`. Raises `OpError`.
+
+    `repair` undoes a replacement that was cut short; only the process that writes checkpoints may,
+    because to another one a replacement on its way looks the same.
+    """
+    if repair:
+        _restore_interrupted(folder)
     about = _about(folder)
     if about["base"] != base.fingerprint:
         raise OpError(
