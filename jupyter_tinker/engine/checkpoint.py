@@ -75,9 +75,7 @@ def save(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -> 
     return SaveInfo(size_bytes=size, step=run.step)
 
 
-def read(
-    folder: Path, base: BaseModel, *, optimizer: bool, repair: bool = True
-) -> Checkpoint:
+def read(folder: Path, base: BaseModel, *, optimizer: bool, repair: bool = True) -> Checkpoint:
     """The checkpoint in `folder`, checked against `base`. Raises `OpError`.
 
     `repair` undoes a replacement that was cut short; only the process that writes checkpoints may,
@@ -140,6 +138,8 @@ def _write(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -
         "base": run.base.fingerprint,
         "lora": asdict(run.lora),
         "step": run.step,
+        # For people and other programs: whoever merges this must first part output and embedding.
+        "merging_unties": run.base.is_tied and run.lora.train_unembed,
     }
     (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n")
     for file in folder.iterdir():

@@ -64,12 +64,14 @@ def write_merged(checkpoint: Path, name: str, base: Path, out: Path, dtype: str 
 def write_gguf(checkpoint: Path, name: str, base: Path, out: Path, dtype: str | None) -> None:
     """Write the file `out`, which llama.cpp and its relatives load."""
     dtype = dtype or merge.own_dtype(base)
-    gguf_file.check(base, dtype)
+    vocabulary = gguf_file.check(base, dtype)
     _report(0.05, f"Loading {name}")
     merged = merge.load(checkpoint, name, base)
-    gguf_file.write(
-        merged, base, out, name, dtype, lambda done: _report(0.4 + 0.6 * done, f"Writing {dtype}")
-    )
+
+    def tell(done: float) -> None:
+        _report(0.4 + 0.6 * done, f"Writing {dtype} GGUF")
+
+    gguf_file.write(merged, vocabulary, out, name, dtype, tell)
     _report(1.0, "Written")
 
 

@@ -5,7 +5,6 @@ Tensors are written one after another, so that no more than the base model is in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from transformers import AutoConfig
 
 from ..wire.ops import OpError
 from . import gguf_vocabulary
+from .gguf_vocabulary import Vocabulary
 from .merge import Merged, finite
 
 _ARCHITECTURES = {
@@ -33,36 +34,37 @@ _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
-def check(base: Path, dtype: str) -> None:
-    """Refuse, before anything is loaded, a model or dtype that cannot be written. `OpError`."""
+def check(base: Path, dtype: str) -> Vocabulary:
+    """Refuse, before anything is loaded, a model or dtype that cannot be written. Raises `OpError`.
+
+    Returns the model's vocabulary.
+    """
     if dtype not in _TYPES:
         raise OpError(f"there is no dtype {dtype!r}; GGUF is written in {', '.join(_TYPES)}")
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    named = (config.get("architectures") or ["no named architecture"])[0]
+    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    named = (config.architectures or ["no named architecture"])[0]
     if named not in _ARCHITECTURES:
         raise OpError(
             f"GGUF files are not written of {named}, only of {' and '.join(_ARCHITECTURES)}; "
             f"export with --merged, and let llama.cpp convert the folder"
         )
+    _check_config(config)
+    return gguf_vocabulary.read(base, config.vocab_size)
 
 
 def write(
     merged: Merged,
-    base: Path,
+    vocabulary: Vocabulary,
     file: Path,
     name: str,
     dtype: str,
     report: Callable[[float], None] = lambda done: None,
 ) -> None:
-    """Write `merged` to `file`; the tokenizer is that of the folder `base`. Raises `OpError`."""
-    check(base, dtype)
-    config = merged.model.config
-    _check_config(config)
-    vocabulary = gguf_vocabulary.read(base, config.vocab_size)
+    """Write `merged`, whose base model and `dtype` passed `check`. Raises `OpError`."""
     architecture = _ARCHITECTURES[type(merged.model).__name__]
     writer = GGUFWriter(file, gguf.MODEL_ARCH_NAMES[architecture])
     try:
-        _add_metadata(writer, config, name, dtype)
+        _add_metadata(writer, merged.model.config, name, dtype)
         vocabulary.write(writer)
         _write_tensors(writer, merged, architecture, dtype, report)
     finally:

@@ -128,10 +128,11 @@ def _tokens(
     tokenizer: PreTrainedTokenizerBase, description: dict[str, Any], size: int
 ) -> tuple[list[str], list[TokenType]]:
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    if max(vocabulary.values()) >= size:
+    largest = max(vocabulary.values())
+    if largest >= size:
         raise OpError(
-            f"the base model's tokenizer has tokens up to number {max(vocabulary.values())} and its "
-            f"embedding only {size} rows; export with --merged"
+            f"the base model's tokenizer has tokens up to number {largest} and its embedding only "
+            f"{size} rows; export with --merged"
         )
     # Embeddings are often padded to a round size; those rows have no token.
     tokens = [f"[PAD{number}]" for number in range(size)]

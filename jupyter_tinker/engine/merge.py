@@ -34,7 +34,7 @@ class Merged:
         self._paths = {target.path for target in targets(base, checkpoint.lora)}
         output = base.model.get_output_embeddings()
         self._output = next(p for p, m in base.model.named_modules() if m is output)
-        self._shared = output.weight is base.model.get_input_embeddings().weight
+        self._shared = base.is_tied
 
     @property
     def tied(self) -> bool:
@@ -70,7 +70,7 @@ class Merged:
 
 
 def load(folder: Path, name: str, path: Path) -> Merged:
-    """The checkpoint in `folder` on its base model `name` in the folder `path`. Raises `OpError`."""
+    """The checkpoint in `folder`, and its base model `name` in `path`. Raises `OpError`."""
     dtype = "bfloat16" if own_dtype(path) == "bfloat16" else "float32"  # which holds float16 too
     placement = Placement("cpu", dtype, "sdpa", "for merging")
     base = base_model.load(name, path, EngineOptions(), placement)
