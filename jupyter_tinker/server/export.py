@@ -149,15 +149,20 @@ def _check_target(out: Path, source: Source, form: Form, force: bool) -> None:
         return
     if not force:
         raise ExportError(f"{out} exists; choose another name, or replace it with --force.")
-    if form == "gguf":
-        replaceable = out.is_file()
-    else:
-        replaceable = out.is_dir() and any((out / mark).is_file() for mark in _FOLDER_MARKS)
-    if not replaceable:
+    if not _is_export(out, form):
         raise ExportError(
             f"{out} is not what an export of this kind left, so --force does not replace it; "
             "choose another name."
         )
+
+
+def _is_export(out: Path, form: Form) -> bool:
+    if form != "gguf":
+        return out.is_dir() and any((out / mark).is_file() for mark in _FOLDER_MARKS)
+    if not out.is_file():
+        return False
+    with out.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _place(out: Path, make: Callable[[Path], None]) -> None:
