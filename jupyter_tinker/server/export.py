@@ -221,6 +221,8 @@ def _run_engine(
 
 def _sync(path: Path) -> None:
     """Let the disk have what was written before a rename says that it is there."""
+    if os.name == "nt":  # which syncs neither folders nor what is open for reading
+        return
     for each in [*(path.iterdir() if path.is_dir() else ()), path]:
         descriptor = os.open(each, os.O_RDONLY)
         try:
