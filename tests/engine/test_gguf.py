@@ -208,6 +208,17 @@ def test_rotary_factors_give_the_frequencies_of_llama_3(tmp_path: Path) -> None:
     np.testing.assert_allclose(plain / factors, scaled, rtol=1e-6)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_linear_scaling_is_told(tmp_path: Path, architecture: str) -> None:
+    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    base = make_base(tmp_path / "base", architecture, rope_parameters=rope)
+    save_tokenizer(base)
+    checkpoint = train_and_save(base, tmp_path / "checkpoint")
+    export.write_gguf(checkpoint, "tiny", base, tmp_path / "m.gguf", None)
+    assert field(tmp_path / "m.gguf", f"{architecture}.rope.scaling.type") == "linear"
+    assert field(tmp_path / "m.gguf", f"{architecture}.rope.scaling.factor") == 4.0
+
+
 @pytest.mark.parametrize("rules", _STEPS)
 @pytest.mark.parametrize("add_bos", [True, False])
 def test_the_tokenizer_comes_back(tmp_path: Path, rules: str, add_bos: bool) -> None:
