@@ -101,7 +101,7 @@ def _write_tensors(
     dtype: str,
     report: Callable[[float], None],
 ) -> None:
-    names = {name: _gguf_name(merged, architecture, name) for name in merged.names()}
+    names = _gguf_names(merged, architecture)
     shapes = merged.model.state_dict()
     factors = _rope_factors(merged.model)
     if factors is not None:
@@ -128,12 +128,16 @@ def _write_tensors(
         writer.write_tensor_data(data.view(np.uint8))
 
 
-def _gguf_name(merged: Merged, architecture: gguf.MODEL_ARCH, name: str) -> str:
-    names = gguf.get_tensor_name_map(architecture, merged.model.config.num_hidden_layers)
-    theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if theirs is None:
-        raise OpError(f"GGUF has no place for {name}; export with --merged")
-    return theirs
+def _gguf_names(merged: Merged, architecture: gguf.MODEL_ARCH) -> dict[str, str]:
+    """llama.cpp's names of all parameters, by the model's own."""
+    known = gguf.get_tensor_name_map(architecture, merged.model.config.num_hidden_layers)
+    names = {}
+    for name in merged.names():
+        theirs = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        if theirs is None:
+            raise OpError(f"GGUF has no place for {name}; export with --merged")
+        names[name] = theirs
+    return names
 
 
 def _kind(value: torch.Tensor, dtype: str) -> GGMLQuantizationType:
