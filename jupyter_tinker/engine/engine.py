@@ -17,7 +17,7 @@ import torch
 
 from ..wire import ops, tensors
 from ..wire.ops import Op, OpError
-from . import base_model, checkpoint, placement, train
+from . import base_model, checkpoint, losses, placement, train
 from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
@@ -113,7 +113,8 @@ class Engine:
         started = time.perf_counter()
         run = self._run(op.run)
         request = tensors.decode_request(op.body)
-        result = train.forward_backward(run, request, self.options.microbatch_tokens)
+        loss = losses.find(request.loss_fn)
+        result = train.forward_backward(run, loss, request, self.options.microbatch_tokens)
         body = tensors.encode_output(result.outputs, result.metrics)
         return ops.ForwardBackwardStats(
             loss_sum=result.loss_sum,
