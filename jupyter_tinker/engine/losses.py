@@ -193,6 +193,10 @@ def find(name: str) -> Loss:
             f"this engine has no loss 'stable_reinforce', because its objective is not published; "
             f"it has {_NAMES}"
         )
+    if name == CUSTOM:
+        raise OpError(
+            "the loss 'custom' needs loss_fn_config['loss_id'], the id that create_custom_loss gave"
+        )
     raise OpError(f"this engine has no loss {name[:60]!r}; it has {_NAMES}")
 
 

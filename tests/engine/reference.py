@@ -185,7 +185,8 @@ class PlainLoop:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters)
 
-    def backward(self, data: Sequence[Sample]) -> tuple[list[np.ndarray], float]:
+    def logprobs(self, data: Sequence[Sample]) -> list[torch.Tensor]:
+        """Of every target, with its graph, in the shape of the targets."""
         longest = max(len(sample.tokens) for sample in data)
         tokens = torch.zeros(len(data), longest, dtype=torch.long)
         mask = torch.zeros_like(tokens)
@@ -194,16 +195,30 @@ class PlainLoop:
             mask[row, : len(sample.tokens)] = 1
         logits = self.model(input_ids=tokens, attention_mask=mask).logits
         logprobs = torch.log_softmax(logits.float(), -1)
-        loss = torch.zeros(())
-        own = []
+        picked = []
         for row, sample in enumerate(data):
             targets = torch.from_numpy(sample.targets).reshape(len(sample.tokens), -1)
-            picked = logprobs[row, : len(targets)].gather(1, targets).reshape(sample.targets.shape)
+            own = logprobs[row, : len(targets)].gather(1, targets)
+            picked.append(own.reshape(sample.targets.shape))
+        return picked
+
+    def backward(self, data: Sequence[Sample]) -> tuple[list[np.ndarray], float]:
+        loss = torch.zeros(())
+        own = self.logprobs(data)
+        for sample, picked in zip(data, own, strict=True):
             weights = np.ones(picked.shape) if sample.weights is None else sample.weights
             loss = loss - (picked * torch.from_numpy(weights).float()).sum()
-            own.append(picked.detach().numpy())
         loss.backward()
-        return own, float(loss.detach())
+        return [picked.detach().numpy() for picked in own], float(loss.detach())
+
+    @property
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """By the names that the engine gives its parameters."""
+        return {
+            name.removeprefix("base_model.model.").replace(".default", ""): p.grad
+            for name, p in self.model.named_parameters()
+            if p.requires_grad
+        }
 
     def step(self, adam: ops.AdamParams) -> float:
         group = self.optimizer.param_groups[0]
