@@ -80,21 +80,31 @@ class Evaluation:
         self, logprobs: torch.Tensor, *, differentiate: bool
     ) -> tuple[list[Value], torch.Tensor | None]:
         """What each datum adds, and the gradient of the log-probabilities (R, K)."""
-        leaf = logprobs.detach().to(self.loss_device).requires_grad_(differentiate)
-        values = [self._value(index, leaf) for index in range(len(self.examples))]
-        gradient = None
-        if differentiate:
-            total = torch.stack([value.loss.sum() for value in values]).sum()
-            (gradient,) = torch.autograd.grad(total, leaf)
-        values = [replace(value, loss=value.loss.detach()) for value in values]
+        own = logprobs.detach().to(self.loss_device)
+        gradient = torch.zeros_like(own) if differentiate else None
+        values: list[Value] = []
+        everyone = list(range(len(self.examples)))
+        # A custom loss may take much memory until its gradient is known: one datum at a time.
+        for indices in [[i] for i in everyone] if self.loss.on_cpu else [everyone]:
+            cells = [self._cells(i) for i in indices]
+            leaves = [own[where].detach().requires_grad_(differentiate) for where in cells]
+            part = [self._value(i, lp) for i, lp in zip(indices, leaves, strict=True)]
+            if gradient is not None:
+                total = torch.stack([value.loss.sum() for value in part]).sum()
+                for where, slope in zip(cells, torch.autograd.grad(total, leaves), strict=True):
+                    gradient[where] = slope
+            values.extend(replace(value, loss=value.loss.detach()) for value in part)
         self._check_finite(values, gradient)
         return values, None if gradient is None else gradient.to(logprobs.device)
 
-    def _value(self, index: int, leaf: torch.Tensor) -> Value:
+    def _cells(self, index: int) -> tuple[slice, slice]:
+        """A datum's own among all log-probabilities (R, K)."""
+        return self.packed.spans[index], slice(self.examples[index].targets.shape[1])
+
+    def _value(self, index: int, lp: torch.Tensor) -> Value:
         """A datum's loss, per token (N,) or as a whole ()."""
-        span, width = self.packed.spans[index], self.examples[index].targets.shape[1]
         try:
-            value = self.loss.value(leaf[span, :width], self.inputs[index], self.config)
+            value = self.loss.value(lp, self.inputs[index], self.config)
         except OpError as error:
             member = self.packed.members[index]
             raise OpError(f"datum {member}: {error.message}", error.category) from None
@@ -125,9 +135,8 @@ class Evaluation:
         return [self._result(i, all_logprobs, values[i], part) for i, part in enumerate(parts)]
 
     def _result(self, index: int, logprobs: np.ndarray, value: Value, losses: np.ndarray) -> Result:
-        example, span = self.examples[index], self.packed.spans[index]
-        own = logprobs[span, : example.targets.shape[1]]
-        output = {"logprobs": own[:, 0] if example.flat else own}
+        own = logprobs[self._cells(index)]
+        output = {"logprobs": own[:, 0] if self.examples[index].flat else own}
         if value.loss.ndim:
             output["elementwise_loss"] = losses
         return Result(output, float(losses.sum(dtype=np.float64)), value.metrics)

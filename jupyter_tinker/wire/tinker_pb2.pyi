@@ -116,13 +116,27 @@ class EncodedTextChunk(_message.Message):
     def __init__(self, tokens: _Optional[bytes] = ...) -> None: ...
 
 class ForwardBackwardEnvelope(_message.Message):
-    __slots__ = ["forward_only", "loss_fn", "model_id", "seq_id"]
+    __slots__ = ["forward_only", "loss_fn", "loss_fn_config_v2", "model_id", "seq_id"]
+    class LossFnConfigV2Entry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: LossConfigValue
+        def __init__(
+            self,
+            key: _Optional[str] = ...,
+            value: _Optional[_Union[LossConfigValue, _Mapping]] = ...,
+        ) -> None: ...
+
     FORWARD_ONLY_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FN_CONFIG_V2_FIELD_NUMBER: _ClassVar[int]
     LOSS_FN_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     SEQ_ID_FIELD_NUMBER: _ClassVar[int]
     forward_only: bool
     loss_fn: str
+    loss_fn_config_v2: _containers.MessageMap[str, LossConfigValue]
     model_id: str
     seq_id: int
     def __init__(
@@ -131,6 +145,7 @@ class ForwardBackwardEnvelope(_message.Message):
         seq_id: _Optional[int] = ...,
         loss_fn: _Optional[str] = ...,
         forward_only: bool = ...,
+        loss_fn_config_v2: _Optional[_Mapping[str, LossConfigValue]] = ...,
     ) -> None: ...
 
 class ForwardBackwardOutput(_message.Message):
