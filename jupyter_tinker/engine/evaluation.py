@@ -90,8 +90,7 @@ class Evaluation:
             leaves = [own[where].detach().requires_grad_(differentiate) for where in cells]
             part = [self._value(i, lp) for i, lp in zip(indices, leaves, strict=True)]
             if gradient is not None:
-                total = torch.stack([value.loss.sum() for value in part]).sum()
-                for where, slope in zip(cells, torch.autograd.grad(total, leaves), strict=True):
+                for where, slope in zip(cells, self._slopes(indices, part, leaves), strict=True):
                     gradient[where] = slope
             values.extend(replace(value, loss=value.loss.detach()) for value in part)
         self._check_finite(values, gradient)
@@ -109,6 +108,22 @@ class Evaluation:
             member = self.packed.members[index]
             raise OpError(f"datum {member}: {error.message}", error.category) from None
         return replace(value, loss=value.loss.sum(1)) if value.loss.ndim else value
+
+    def _slopes(
+        self, indices: list[int], values: list[Value], leaves: list[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        total = torch.stack([value.loss.sum() for value in values]).sum()
+        try:
+            return torch.autograd.grad(total, leaves)
+        except RuntimeError as error:
+            if not self.loss.on_cpu:
+                raise
+            # Of a client's own making, such as a function that has no derivative.
+            reason = str(error).partition("\n")[0][:300]
+            member = self.packed.members[indices[0]]
+            raise OpError(
+                f"datum {member}: {self.loss.name} has no gradient here: {reason}"
+            ) from None
 
     def _check_finite(self, values: Sequence[Value], gradient: torch.Tensor | None) -> None:
         everything = torch.cat([value.loss.flatten() for value in values])

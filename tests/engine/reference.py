@@ -122,8 +122,9 @@ class Client:
     def backward(self, data: Sequence[Sample | pb.Datum], **fields: Any) -> Answer:
         return self.send(request(data, **fields))
 
-    def send(self, body: bytes) -> Answer:
-        stats, buffers = self.engine.handle(ops.ForwardBackward(run=self.run, body=body))
+    def send(self, body: bytes, custom_loss: str | None = None) -> Answer:
+        op = ops.ForwardBackward(run=self.run, body=body, custom_loss=custom_loss)
+        stats, buffers = self.engine.handle(op)
         output = pb.ForwardBackwardOutput.FromString(buffers[0])
         return Answer(
             stats=ops.ForwardBackwardStats(**stats),
@@ -158,6 +159,8 @@ class Client:
 def _field(output: pb.ForwardBackwardOutput, name: str) -> list[np.ndarray]:
     arrays = []
     for record in output.loss_fn_outputs:
+        if name not in record.fields:
+            continue
         batched = record.fields[name]
         offsets = np.frombuffer(batched.offsets, "<i8")
         for start, end in pairwise(offsets):
