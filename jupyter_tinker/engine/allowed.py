@@ -58,7 +58,7 @@ t tan tanh topk transpose tril triu true_divide trunc unsqueeze var xlogy
 """
 _METHODS = """
 bfloat16 bool contiguous dim double expand_as float half int long nelement ndimension reshape_as
-size type_as view view_as
+size type_as view_as
 """
 _FUNCTIONS = "cosine_similarity full_like ones_like std_mean var_mean zeros_like"
 _SPECIAL = "entr erf erfc expit expm1 log1p log_ndtr log_softmax logit logsumexp ndtr softmax xlogy"
@@ -111,6 +111,13 @@ def _to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     if any(isinstance(value, str) and value != "cpu" for value in (*args, *kwargs.values())):
         raise ValueError("a custom loss is computed on the CPU; leave its tensors there")
     return self.to(*args, **kwargs)
+
+
+def _view(self: torch.Tensor, *shape: Any) -> torch.Tensor:
+    """Without the form that reads the same bits as another kind of number."""
+    if any(isinstance(value, torch.dtype) for value in shape):
+        raise ValueError("view takes a shape here; convert with .to(dtype)")
+    return self.view(*shape)
 
 
 def _norm(input: torch.Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> Any:
@@ -213,6 +220,7 @@ def _methods() -> dict[str, Allowed]:
         if name in table:
             table[name] = replace(table[name], call=_no_trap(table[name].call))
     table["where"] = Allowed(_where_method, Growth.BROADCAST)
+    table["view"] = Allowed(_view, Growth.BROADCAST)
     table["to"] = Allowed(_to, Growth.BROADCAST)
     table["norm"] = Allowed(_norm, Growth.BROADCAST)
     return table
