@@ -19,6 +19,7 @@ from .checkpoints import (
     check_name,
     parse_path,
 )
+from .custom_losses import CustomLosses
 from .futures import Futures, Request, failure, success
 from .journal import PROTOBUF_TYPE, Journal, Result
 from .runs import Run
@@ -38,12 +39,14 @@ class Trainer:
         journal: Journal,
         futures: Futures,
         checkpoints: Checkpoints,
+        custom_losses: CustomLosses,
         log: Any,
     ) -> None:
         self._supervisor = supervisor
         self._journal = journal
         self._futures = futures
         self._checkpoints = checkpoints
+        self._custom_losses = custom_losses
         self._log = log
         self._kinds: dict[str, Callable[[Run, Request], Awaitable[Outcome]]] = {
             "create_model": self._create_model,
@@ -142,7 +145,9 @@ class Trainer:
     # Training
 
     async def _forward_backward(self, run: Run, request: Request) -> Outcome:
-        result, buffers = await self._ask(run, ops.ForwardBackward(run.id, request.payload))
+        definition = await self._custom_losses.definition(run.row.session_id, request.payload)
+        op = ops.ForwardBackward(run.id, request.payload, definition)
+        result, buffers = await self._ask(run, op)
         if not request.forward_only:
             run.totals.add(ops.ForwardBackwardStats(**result))
         return Result(bytes(buffers[0]), PROTOBUF_TYPE), None
