@@ -26,7 +26,7 @@ from .runs import Run, RunQueue
 from .schema import RequestRow, RunRow, SessionRow
 from .signing import Signer
 from .supervisor import EngineSupervisor
-from .training import Trainer
+from .training import Trainer, unsupported_optimizer
 
 # More would be a mistake: an adapter of full rank already holds as much as the matrix it adapts.
 _LARGEST_RANK = 4096
@@ -338,6 +338,4 @@ def _request(
 
 def _refuse_optimizer(config: tinker.OptimizerConfig | None) -> None:
     if config is not None and config.type != "adamw":
-        raise tinker.BadRequest(
-            f"The optimizer {config.type!r} is not supported; use adamw, the default."
-        )
+        raise tinker.BadRequest(unsupported_optimizer(config.type))

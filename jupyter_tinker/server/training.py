@@ -238,11 +238,16 @@ class Trainer:
 
 def _adam(body: tinker.OptimStep) -> ops.AdamParams:
     if body.optimizer_params is not None:
-        kind = body.optimizer_params.get("type")
-        raise ops.OpError(f"The optimizer {kind!r} is not supported; use AdamParams (AdamW).")
+        raise ops.OpError(unsupported_optimizer(body.optimizer_params.get("type")))
     if body.adam_params is None:
         raise ops.OpError("optim_step needs adam_params.")
     return body.adam_params.params()
+
+
+def unsupported_optimizer(kind: object) -> str:
+    """The sentence that refuses an optimizer other than AdamW."""
+    why = ", because constants of its update are not published" if kind == "dimuon" else ""
+    return f"The optimizer {str(kind)[:60]!r} is not supported{why}; use AdamW, the default."
 
 
 def _path(run: Run, kind: ops.CheckpointKind, name: str | None, request: Request) -> CheckpointPath:

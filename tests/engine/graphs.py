@@ -46,6 +46,12 @@ def ref(name: str) -> dict[str, str]:
 
 LP = ref("logprobs")
 MADE = ref("made")
+# A datum with the input that `graph` declares.
+ROW: dict[str, Any] = {
+    "tokens": [3, 4, 5],
+    "target_tokens": np.array([4, 5, 6]),
+    "weights": np.array([1, 2, 3], np.float32),
+}
 
 
 def graph(*nodes: Mapping[str, Any], **changes: Any) -> str:
