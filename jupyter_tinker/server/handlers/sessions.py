@@ -26,7 +26,7 @@ class ClientConfigHandler(TinkerHandler):
     @authorized
     async def post(self) -> None:
         # One chunk after another: a refused chunk then leaves no hole that the SDK would wait for.
-        self.reply({"parallel_fwdbwd_chunks": False})
+        self.reply({"parallel_fwdbwd_chunks": False, "custom_loss_server_side": True})
 
 
 class DynamicConfigHandler(TinkerHandler):
