@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -163,7 +163,8 @@ class Pump:
             return
         if generation != self._generation:
             self._see_engine()
-        new = await self._admit()
+        # While one sampler was loaded, jobs of another may have been cancelled.
+        new = [job for job in await self._admit() if job.id in self._held]
         chores = list(self._chores)
         self._chores.clear()
         asked: list[ops.Op] = [*chores, *map(_operation, new)]
@@ -212,8 +213,9 @@ class Pump:
         ]
         outcomes += [(f.request, OpError(f.error, f.category)) for f in result.failed]
         for request, outcome in outcomes:
-            if (job := self._held.pop(request, None)) is not None:
-                self._finish(job, outcome)
+            over = self._held.pop(request, None)
+            if over is not None:
+                self._finish(over, outcome)
         if not result.unfinished:
             self._lost(at_engine)
 
@@ -261,12 +263,8 @@ class Pump:
         if target.run is not None:
             self._give_up(target.name, _copy_is_gone())
             return True
-        idle = [e for e in self._loaded.values() if e.target.run is None]
-        if len(idle) >= self._max_loaded:
-            idle = [e for e in idle if not self.pending(e.target.name)]
-            if not idle:
-                return False
-            self.unload(min(idle, key=lambda entry: entry.last_used).target.name)
+        if not self._make_room():
+            return False
         # What is to be unloaded goes first: it may be this very name.
         for chore in list(self._chores):
             del self._chores[chore]
@@ -288,6 +286,19 @@ class Pump:
         finally:
             self.loading = None
         return True
+
+    def _make_room(self) -> bool:
+        """Whether one more sampler may be loaded; if need be, the least recently used goes."""
+        loaded = [entry for entry in self._loaded.values() if entry.target.run is None]
+        if len(loaded) < self._max_loaded:
+            return True
+        busy = {job.target.name for job in self._held.values()}
+        idle = [entry for entry in loaded if entry.target.name not in busy]
+        if idle:
+            # Rather one that nobody waits for.
+            least = min(idle, key=lambda e: (self.pending(e.target.name) > 0, e.last_used))
+            self.unload(least.target.name)
+        return bool(idle)
 
     def _count_attempt(self, name: str) -> None:
         """Loading may be what the engine dies of."""

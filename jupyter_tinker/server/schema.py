@@ -66,7 +66,7 @@ class RunRow(Base):
 
 
 class SamplerRow(Base):
-    """A sampling session: a base model, a checkpoint, or a copy of a run's weights to sample from."""
+    """A sampling session: a base model, a checkpoint or a copy of a run's weights."""
 
     __tablename__ = "samplers"
 
@@ -92,7 +92,9 @@ class RequestRow(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     run_id: Mapped[str]  # or the sampling session's id
-    seq_id: Mapped[int] = mapped_column(_Long)  # a joined client counts from a billion times its own
+    seq_id: Mapped[int] = mapped_column(
+        _Long
+    )  # a joined client counts from a billion times its own
     kind: Mapped[str]
     server: Mapped[str]  # the life of the server that accepted it
     payload: Mapped[bytes | None]  # until it is done

@@ -36,9 +36,7 @@ class Turns:
     share is next. What a side did not use while it wanted nothing is not made up for.
     """
 
-    def __init__(
-        self, sampling_share: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, sampling_share: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._training = _Side(1.0 - sampling_share)
         self._sampling = _Side(sampling_share)
         self._clock = clock

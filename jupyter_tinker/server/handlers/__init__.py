@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import checkpoints, futures, runs, sessions, training
+from . import checkpoints, futures, runs, sampling, sessions, training
 from .base import NotFoundHandler
 
-_API = [*sessions.HANDLERS, *training.HANDLERS, *futures.HANDLERS, *checkpoints.HANDLERS]
+_API = [
+    *sessions.HANDLERS,
+    *training.HANDLERS,
+    *sampling.HANDLERS,
+    *futures.HANDLERS,
+    *checkpoints.HANDLERS,
+]
 
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),

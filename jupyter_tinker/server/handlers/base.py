@@ -18,6 +18,7 @@ from ...wire import ops, tinker
 from .. import keys
 from ..catalog import UnknownModelError
 from ..checkpoints import UnknownCheckpoint
+from ..samplers import UnknownSampler
 from ..service import TinkerService, UnknownRun, UnknownSession
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ _STATUS: dict[type[Exception], int] = {
     UnknownSession: 404,
     UnknownRun: 404,
     UnknownCheckpoint: 404,
+    UnknownSampler: 404,
 }
 
 
@@ -104,6 +106,11 @@ class TinkerHandler(APIHandler):
         )
         self.set_cors_headers()
         return True
+
+    @property
+    def may_name_paths(self) -> bool:
+        """Keys open what the catalogue lists; the server's owner may name any folder."""
+        return self.key_name is None
 
     @property
     def token_authenticated(self) -> bool:
