@@ -6,14 +6,15 @@ Knows nothing of HTTP, futures or the database.
 from __future__ import annotations
 
 import asyncio
-import time
+import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..wire import ops, sampling
 from ..wire.ops import OpError
+from .loaded import LoadedSamplers
 from .samplers import Target
 from .supervisor import EngineDied
 from .turns import Turns
@@ -51,12 +52,6 @@ class Job:
     streamed: bool = False
 
 
-@dataclass
-class _Loaded:
-    target: Target
-    last_used: float = field(default_factory=time.monotonic)
-
-
 class Pump:
     """Works while there are jobs.
 
@@ -70,12 +65,11 @@ class Pump:
         self._engine = engine
         self._turns = turns
         self._max_samples = max_samples
-        self._max_loaded = max_loaded
         self._log = log
         self._generation = 0
         self._line = WaitingLine[Job]()
         self._held: dict[str, Job] = {}
-        self._loaded: dict[str, _Loaded] = {}
+        self._loaded = LoadedSamplers(max_loaded)
         self._pending: dict[str, int] = {}  # jobs by the name of their sampler
         self._chores: OrderedDict[ops.Op, None] = OrderedDict()
         self._wake = asyncio.Event()
@@ -102,19 +96,18 @@ class Pump:
     def adopt(self, target: Target) -> None:
         """Know a copy of a run's weights that the engine, as it lives now, has just made."""
         self._see_engine()
-        self._loaded[target.name] = _Loaded(target)
+        self._loaded.add(target)
 
     def unload(self, name: str) -> None:
         """Free a sampler's memory in the engine."""
-        if self._loaded.pop(name, None) is not None:
+        if self._loaded.remove(name):
             self._chores[sampling.UnloadSampler(name)] = None
             self._start()
 
     def copies(self, run_id: str) -> list[str]:
         """The copies of a run's weights in the engine, least recently used first."""
         self._see_engine()
-        found = [entry for entry in self._loaded.values() if entry.target.run == run_id]
-        return [entry.target.name for entry in sorted(found, key=lambda entry: entry.last_used)]
+        return self._loaded.copies(run_id)
 
     def pending(self, name: str) -> int:
         """Jobs of a sampler that are not finished."""
@@ -204,10 +197,10 @@ class Pump:
             raise answer
         result = sampling.decoded(answer[0])
         for request, tokens in result.streamed.items():
-            job = self._held.get(request)
-            if job is not None and job.stream is not None:
-                job.streamed = True
-                job.stream(tokens)
+            streaming = self._held.get(request)
+            if streaming is not None and streaming.stream is not None:
+                streaming.streamed = True
+                streaming.stream(tokens)
         outcomes: list[tuple[str, Outcome]] = [
             (request, bytes(body)) for request, body in zip(result.finished, answer[1], strict=True)
         ]
@@ -230,8 +223,7 @@ class Pump:
         self._pending[name] -= 1
         if not self._pending[name]:
             del self._pending[name]
-        if (entry := self._loaded.get(name)) is not None:
-            entry.last_used = time.monotonic()
+        self._loaded.use(name)
         try:
             job.finish(outcome)
         except Exception:
@@ -251,7 +243,7 @@ class Pump:
                     break
                 continue
             self._line.pop()
-            self._loaded[job.target.name].last_used = time.monotonic()
+            self._loaded.use(job.target.name)
             job.attempts += 1
             self._held[job.id] = job
             held += job.samples
@@ -262,6 +254,9 @@ class Pump:
         """Load a sampler, or fail its jobs; False if there is no room until another gets idle."""
         if target.run is not None:
             self._give_up(target.name, _copy_is_gone())
+            return True
+        if target.checkpoint and not await asyncio.to_thread(os.path.isdir, target.checkpoint):
+            self._give_up(target.name, OpError("The checkpoint of this sampler was deleted."))
             return True
         if not self._make_room():
             return False
@@ -282,23 +277,20 @@ class Pump:
             self._count_attempt(target.name)
             raise
         else:
-            self._loaded[target.name] = _Loaded(target)
+            self._loaded.add(target)
         finally:
             self.loading = None
         return True
 
     def _make_room(self) -> bool:
         """Whether one more sampler may be loaded; if need be, the least recently used goes."""
-        loaded = [entry for entry in self._loaded.values() if entry.target.run is None]
-        if len(loaded) < self._max_loaded:
+        if not self._loaded.full:
             return True
         busy = {job.target.name for job in self._held.values()}
-        idle = [entry for entry in loaded if entry.target.name not in busy]
-        if idle:
-            # Rather one that nobody waits for.
-            least = min(idle, key=lambda e: (self.pending(e.target.name) > 0, e.last_used))
-            self.unload(least.target.name)
-        return bool(idle)
+        name = self._loaded.to_replace(busy, lambda name: self.pending(name) > 0)
+        if name is not None:
+            self.unload(name)
+        return name is not None
 
     def _count_attempt(self, name: str) -> None:
         """Loading may be what the engine dies of."""
