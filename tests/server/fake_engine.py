@@ -60,7 +60,10 @@ class FakeEngine:
             self.ops.append(op)
             self.before(op)
             if isinstance(op, sampling.Decode):
-                return await self._decode(op)
+                answer = await self._decode(op)
+                if not self.running or self.generation != generation:
+                    raise EngineDied("the engine died")
+                return answer
             return self._do(op), []
 
     def count(self, kind: type[ops.Op]) -> int:

@@ -163,7 +163,12 @@ class Client:
 @pytest.fixture
 def client(jp_fetch: Any, jp_serverapp: Any, jp_asyncio_loop: Any) -> Client:
     made = Client(jp_fetch, jp_serverapp.web_app.settings["tinker_service"])
-    jp_asyncio_loop.run_until_complete(made.new_session())
+
+    async def begin() -> None:
+        made.service.start()  # Jupyter's fixtures do not start extensions
+        await made.new_session()
+
+    jp_asyncio_loop.run_until_complete(begin())
     return made
 
 
