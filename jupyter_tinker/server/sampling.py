@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -252,6 +252,17 @@ class Sampling:
         )
         self._jobs[request.id] = (job, request)
         self.pump.put(job)
+
+    def job(
+        self,
+        target: Target,
+        body: bytes,
+        samples: int,
+        finish: Callable[[Outcome], None],
+        stream: Callable[[list[list[int]]], None] | None,
+    ) -> Job:
+        """A job that is nobody's future: whoever made it waits for it, or cancels it."""
+        return Job(uuid.uuid4().hex, target, body, samples, finish, stream)
 
     def _finish(self, request: Request, outcome: Outcome) -> None:
         self._jobs.pop(request.id, None)

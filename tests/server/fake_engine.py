@@ -30,6 +30,7 @@ class FakeEngine:
         self.most_loaded = 0
         self.held: dict[str, dict[str, Any]] = {}
         self.most_held = 0
+        self.reply: list[int] = []  # what is sampled, if anything is set
         self.paused = asyncio.Event()
         self.paused.set()
         self.before: Callable[[ops.Op], None] = lambda op: None
@@ -93,9 +94,10 @@ class FakeEngine:
         self.held[op.request] = {
             "prompt": prompt,
             "samples": body.get("num_samples", 1),
-            "left": body["sampling_params"].get("max_tokens") or 4,
+            "left": body["sampling_params"].get("max_tokens") or (99 if self.reply else 4),
             "tokens": [],
             "stream": op.stream,
+            "topk": body.get("topk_sample_logprobs", 0),
             "sampler": op.sampler,
         }
         self.most_held = max(self.most_held, sum(job["samples"] for job in self.held.values()))
@@ -109,29 +111,41 @@ class FakeEngine:
                 if DEADLY in job["prompt"]:
                     self.die()
                     raise EngineDied("the engine died")
-                token = job["prompt"][-1] + len(job["tokens"]) + 1
+                place = len(job["tokens"])
+                token = self.reply[place] if self.reply else job["prompt"][-1] + place + 1
                 job["tokens"].append(token)
                 job["left"] -= 1
+                stopped = bool(self.reply) and place == len(self.reply) - 1
                 if job["stream"]:
                     new = streamed.setdefault(name, [[] for _ in range(job["samples"])])
                     for sample in new:
                         sample.append(token)
-                if not job["left"]:
+                if not job["left"] or stopped:
                     del self.held[name]
                     finished.append(name)
-                    bodies.append(response(job["tokens"], job["samples"]))
+                    bodies.append(response(job["tokens"], job["samples"], stopped, job["topk"]))
         result = sampling.Decoded(finished, failed, streamed, len(self.held), 0, 0, 0.0)
         return asdict(result), bodies
 
 
-def response(tokens: list[int], samples: int) -> bytes:
+def response(tokens: list[int], samples: int, stopped: bool = False, topk: int = 0) -> bytes:
     import numpy as np
 
+    count = len(tokens)
     sequence = pb.SampledSequence(
-        stop_reason=pb.STOP_REASON_LENGTH,
+        stop_reason=pb.STOP_REASON_STOP if stopped else pb.STOP_REASON_LENGTH,
         tokens=np.asarray(tokens, "<i4").tobytes(),
-        logprobs=np.zeros(len(tokens), "<f4").tobytes(),
+        logprobs=(-np.arange(1, count + 1, dtype="<f4")).tobytes(),
     )
+    if topk:
+        sequence.topk_sampled_logprobs.CopyFrom(
+            pb.TopkLogprobs(
+                token_ids=np.repeat(np.asarray(tokens, "<i4"), topk).tobytes(),
+                logprobs=np.full(count * topk, -0.5, "<f4").tobytes(),
+                k=topk,
+                length=count,
+            )
+        )
     return pb.SampleResponse(sequences=[sequence] * samples).SerializeToString()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import checkpoints, futures, runs, sampling, sessions, training
+from . import checkpoints, futures, openai, runs, sampling, sessions, training
 from .base import NotFoundHandler
 
 _API = [
@@ -17,6 +17,7 @@ _API = [
 
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),
+    *((rf"/tinker/oai/api/v1{pattern}/?", *rest) for pattern, *rest in openai.HANDLERS),
     *((rf"/tinker{pattern}/?", *rest) for pattern, *rest in runs.HANDLERS),
     (r"/tinker(?:/.*)?", NotFoundHandler),
 ]
