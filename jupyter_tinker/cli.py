@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jupyter_core.application import JupyterApp, NoStart
+from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
+from traitlets import Bool, Unicode
 
 from . import __version__, _fast_start  # noqa: F401 (imported for its effect)
 from .server.catalog import Catalog, UnknownModelError, format_models
+from .server.checkpoints import Checkpoints
 from .server.database import Database
+from .server.export import ExportError, Form, Source, export, find, source, warning
 from .server.extension import TinkerExtension
 from .server.journal import Journal
 from .server.keys import InvalidKey, Keys
@@ -39,8 +42,16 @@ class _Command(JupyterApp):
         super().start()
         try:
             self.act(self.extra_args)
-        except (InvalidKey, PullError, UnknownModelError, InvalidModelError) as error:
+        except (
+            ExportError,
+            InvalidKey,
+            PullError,
+            UnknownModelError,
+            InvalidModelError,
+        ) as error:
             self.fail(str(error.args[0]))
+        except KeyboardInterrupt:
+            self.fail("stopped")
 
     def act(self, arguments: list[str]) -> None:
         raise NoStart
@@ -134,6 +145,68 @@ class RunsCommand(_Command):
         _print_table(("RUN", "BASE MODEL", "STEPS", "LOSS", "CREATED"), rows)
 
 
+class ExportCommand(_Command):
+    """Take a trained adapter along: by itself, merged into its base model, or as GGUF."""
+
+    name = "jupyter-tinker-export"
+    description = """Write a checkpoint to a folder of its own: the PEFT adapter; with --merged, the
+    base model with the adapter in its weights; with --gguf, that as a file for llama.cpp.
+
+    CHECKPOINT is a tinker:// path, or a run's id for its newest checkpoint."""
+    usage = "export CHECKPOINT OUT [--merged | --gguf] [--dtype=DTYPE] [--force]"
+    examples = """
+    jupyter tinker export RUN adapter
+    jupyter tinker export tinker://RUN/weights/NAME model --merged --dtype=bfloat16
+    jupyter tinker export RUN model.gguf --gguf --dtype=q8_0
+    """
+
+    merged = Bool(
+        False, config=True, help="Merge the adapter into the base model: a Hugging Face folder."
+    )
+    gguf = Bool(
+        False, config=True, help="Merge the adapter into the base model: a GGUF file. Llama, Qwen2."
+    )
+    dtype = Unicode(
+        config=True,
+        help="""Of the merged weights: float32, bfloat16, float16, or q8_0 (GGUF only). Default: the
+        base model's own.""",
+    )
+    force = Bool(False, config=True, help="Replace what an earlier export left at OUT.")
+    flags = {  # noqa: RUF012 (traitlets' convention)
+        **base_flags,
+        "merged": ({"ExportCommand": {"merged": True}}, merged.help),
+        "gguf": ({"ExportCommand": {"gguf": True}}, gguf.help),
+        "force": ({"ExportCommand": {"force": True}}, force.help),
+    }
+    aliases = {**base_aliases, "dtype": "ExportCommand.dtype"}  # noqa: RUF012
+
+    def act(self, arguments: list[str]) -> None:
+        if len(arguments) != 2 or (self.merged and self.gguf):
+            return self.misused()
+        form: Form = "merged" if self.merged else "gguf" if self.gguf else "adapter"
+        if self.dtype and form == "adapter":
+            return self.fail("an adapter is copied as it is; --dtype goes with --merged or --gguf")
+        out = Path(arguments[1])
+        found = asyncio.run(self._find(arguments[0], base=form != "adapter"))
+        with terminal_progress(quiet=not sys.stderr.isatty()) as report:
+            export(found, out, form, dtype=self.dtype or None, force=self.force, progress=report)
+        what = "" if form == "adapter" else f", merged into {found.base_model}"
+        print(f"{out} holds {found.path}{what}")
+        note = warning(found) if form == "adapter" else None
+        if note:
+            print(note, file=sys.stderr)
+
+    async def _find(self, text: str, *, base: bool) -> Source:
+        extension = TinkerExtension(config=self.config)
+        database = Database(extension.database_url)
+        checkpoints = Checkpoints(database, Path(extension.state_dir) / "checkpoints")
+        try:
+            row = await find(text, checkpoints, Journal(database, server=""))
+        finally:
+            await database.close()
+        return source(row, checkpoints, Catalog(parent=extension), base=base)
+
+
 class TinkerApp(JupyterApp):
     name = "jupyter-tinker"
     version = __version__
@@ -143,6 +216,7 @@ class TinkerApp(JupyterApp):
         "pull": (PullCommand, PullCommand.description),
         "key": (KeyCommand, KeyCommand.description),
         "runs": (RunsCommand, RunsCommand.description),
+        "export": (ExportCommand, ExportCommand.__doc__),
     }
 
 

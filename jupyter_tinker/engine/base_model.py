@@ -60,6 +60,11 @@ class BaseModel:
         self._active: str | None = None
         _check_output_layer(self)
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output layer's weight is the embedding's."""
+        return self.output_layer.weight is self.model.get_input_embeddings().weight
+
     def hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, T) tokens -> (B, T, H), what the output layer reads."""
         decoder = self.model.get_decoder()

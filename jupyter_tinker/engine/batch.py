@@ -76,7 +76,7 @@ def _tokens(where: str, tokens: np.ndarray, limits: Limits) -> np.ndarray:
             f"{where}: model_input has {len(tokens)} tokens and the model's context holds "
             f"{limits.context_length}; shorten it"
         )
-    _check_ids(f"{where}: model_input", tokens, limits)
+    check_ids(f"{where}: model_input", tokens, limits)
     return tokens.astype(np.int64)
 
 
@@ -94,7 +94,7 @@ def _targets(where: str, datum: Datum, loss: Loss, limits: Limits) -> np.ndarray
             f"{name} has shape {list(targets.shape)} and model_input {len(datum.tokens)} tokens; "
             f"send one row of targets for each token"
         )
-    _check_ids(name, targets, limits)
+    check_ids(name, targets, limits)
     return targets.astype(np.int64)
 
 
@@ -117,7 +117,8 @@ def _loss_input(
     return array.astype(np.float32)
 
 
-def _check_ids(where: str, ids: np.ndarray, limits: Limits) -> None:
+def check_ids(where: str, ids: np.ndarray, limits: Limits) -> None:
+    """Raises `OpError` for token ids that the model does not have."""
     outside = ids[(ids < 0) | (ids >= limits.vocab_size)]
     if outside.size:
         raise OpError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -55,13 +56,14 @@ class Checkpoint:
 def save(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -> SaveInfo:
     """Write the run to `folder`, replacing what is there."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make(folder.parent)
         _restore_interrupted(folder)
+        _clear_unfinished(folder)
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
+            fresh.chmod(0o755)  # mkdtemp's folders are for nobody else to read
             _write(run, kind, fresh, base_model_name)
             size = sum(file.stat().st_size for file in fresh.iterdir())
-            fresh.chmod(0o755)  # mkdtemp's folders are for nobody else to read
             _replace(fresh, folder)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -75,9 +77,14 @@ def save(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -> 
     return SaveInfo(size_bytes=size, step=run.step)
 
 
-def read(folder: Path, base: BaseModel, *, optimizer: bool) -> Checkpoint:
-    """The checkpoint in `folder`, checked against `base`."""
-    _restore_interrupted(folder)
+def read(folder: Path, base: BaseModel, *, optimizer: bool, repair: bool = True) -> Checkpoint:
+    """The checkpoint in `folder`, checked against `base`. Raises `OpError`.
+
+    `repair` undoes a replacement that was cut short; only the process that writes checkpoints may,
+    because to another one a replacement on its way looks the same.
+    """
+    if repair:
+        _restore_interrupted(folder)
     about = _about(folder)
     if about["base"] != base.fingerprint:
         raise OpError(
@@ -133,6 +140,8 @@ def _write(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -
         "base": run.base.fingerprint,
         "lora": asdict(run.lora),
         "step": run.step,
+        # For people and other programs: whoever merges this must first part output and embedding.
+        "merging_unties": run.base.is_tied and run.lora.train_unembed,
     }
     (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n")
     for file in folder.iterdir():
@@ -154,6 +163,22 @@ def _save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
     # Clones: safetensors takes views of one buffer for parameters that share memory.
     plain = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
     save_file(plain, file, metadata={"format": "pt"})
+
+
+def _make(folder: Path) -> None:
+    """A folder that is there after a power cut too: each new name is on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync(path.parent)
+
+
+def _clear_unfinished(folder: Path) -> None:
+    """Remove what writers that died left of `folder`; nobody else writes to a run's folder."""
+    unfinished = re.compile(rf"\.{re.escape(folder.name)}\.[^.]+\.tmp")
+    for path in folder.parent.iterdir():
+        if unfinished.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _replace(fresh: Path, folder: Path) -> None:
@@ -186,6 +211,8 @@ def _aside(folder: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt":  # which syncs neither folders nor what is open for reading
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,12 +15,14 @@ from typing import Any, TypeVar, cast
 import psutil
 import torch
 
-from ..wire import ops, tensors
+from ..wire import ops, sampling, tensors
 from ..wire.ops import Op, OpError
 from . import base_model, checkpoint, placement, train
 from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
+from .inference import Weights
+from .sample import Sampling, snapshot
 from .train import Run
 
 Buffers = list[bytes]
@@ -35,6 +37,7 @@ class Engine:
         self.bases: dict[str, BaseModel] = {}  # by the path of their folder
         self.options = options or ops.EngineOptions()
         self.placement = placement.choose(self.options, placement.Machine.detect())
+        self.sampling = Sampling()
 
     def handle(self, op: Op) -> tuple[dict[str, Any], Buffers]:
         """The result of an operation, as a dictionary, and its buffers."""
@@ -71,6 +74,7 @@ class Engine:
         self.options = op.options
         if op.options.num_threads > 0:
             torch.set_num_threads(op.options.num_threads)
+        self.sampling.cache_bytes = op.options.sampling_cache_mb << 20
         return self.status(ops.Status())
 
     def status(self, op: ops.Status) -> tuple[ops.EngineStatus, Buffers]:
@@ -150,6 +154,36 @@ class Engine:
             run.adapter.remove()
         return None, []
 
+    def load_sampler(self, op: sampling.LoadSampler) -> tuple[None, Buffers]:
+        base = self._base(op.base_model, op.base_path)
+        weights = None
+        if op.checkpoint is not None:
+            saved = checkpoint.read(Path(op.checkpoint), base, optimizer=False)
+            views = {key: tensor.to(base.device) for key, tensor in saved.weights.items()}
+            weights = Weights(views, saved.lora.alpha / saved.lora.rank)
+        self.sampling.load(op.sampler, base, weights)
+        return None, []
+
+    def snapshot_sampler(self, op: sampling.SnapshotSampler) -> tuple[None, Buffers]:
+        run = self._run(op.run)
+        self.sampling.load(op.sampler, run.base, snapshot(run.adapter))
+        return None, []
+
+    def unload_sampler(self, op: sampling.UnloadSampler) -> tuple[None, Buffers]:
+        self.sampling.unload(op.sampler)
+        return None, []
+
+    def sample(self, op: sampling.Sample) -> tuple[None, Buffers]:
+        self.sampling.add(op)
+        return None, []
+
+    def cancel_sample(self, op: sampling.CancelSample) -> tuple[None, Buffers]:
+        self.sampling.cancel(op.request)
+        return None, []
+
+    def decode(self, op: sampling.Decode) -> tuple[sampling.Decoded, Buffers]:
+        return self.sampling.work(op.seconds)
+
     def _add(self, name: str, adapter: Adapter) -> Run:
         self.runs[name] = Run(name, adapter, AdamW(adapter.weights))
         return self.runs[name]
@@ -211,5 +245,11 @@ _HANDLERS = dict(
         _answers(ops.ZeroGrad, Engine.zero_grad),
         _answers(ops.SaveCheckpoint, Engine.save_checkpoint),
         _answers(ops.UnloadRun, Engine.unload_run),
+        _answers(sampling.LoadSampler, Engine.load_sampler),
+        _answers(sampling.SnapshotSampler, Engine.snapshot_sampler),
+        _answers(sampling.UnloadSampler, Engine.unload_sampler),
+        _answers(sampling.Sample, Engine.sample),
+        _answers(sampling.CancelSample, Engine.cancel_sample),
+        _answers(sampling.Decode, Engine.decode),
     ]
 )

@@ -16,7 +16,9 @@ Knows nothing of batches, losses or the layers below.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +53,15 @@ class OutputLayer:
     scale: float = 1.0
     softcap: float | None = None
     adapter: LowRank | None = None
+    product: Callable[[torch.Tensor], torch.Tensor] | None = None  # h W^T + bias, where it is known
 
     def with_adapter(self, adapter: LowRank | None) -> OutputLayer:
         return replace(self, adapter=adapter)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(C, H) -> (C, V) in float32."""
-        z = F.linear(hidden, self.weight, self.bias).float()
+        product = self.product or partial(F.linear, weight=self.weight, bias=self.bias)
+        z = product(hidden).float()
         if self.adapter is not None:
             low = hidden.float() @ self.adapter.a.T  # (C, r)
             z.addmm_(low, self.adapter.b.T, alpha=self.adapter.scale)
@@ -96,7 +100,7 @@ class Scores:
         self._hidden_gradient = hidden_gradient
         self._kept: list[_Kept] = []
         self._keep_bytes = _KEEP_BYTES.get(hidden.device.type, _KEEP_BYTES["cpu"])
-        starts = range(0, len(hidden), _chunk_rows(layer, hidden.device))
+        starts = range(0, len(hidden), chunk_rows(layer, hidden.device))
         step = starts.step
         with torch.no_grad():
             chunks = [self._score(slice(start, start + step), active) for start in starts]
@@ -215,6 +219,6 @@ def _ends(
     return (c * slopes[:, k])[:, None], (c * slopes[:, 0])[:, None]
 
 
-def _chunk_rows(layer: OutputLayer, device: torch.device) -> int:
+def chunk_rows(layer: OutputLayer, device: torch.device) -> int:
     budget = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cpu"])
     return max(_MIN_CHUNK_ROWS, budget // (4 * layer.weight.shape[0]))

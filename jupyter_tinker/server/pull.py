@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from . import hub
+from . import child, hub
 from .hub import Progress
 from .model_folder import (
     MANIFEST,
@@ -98,15 +97,16 @@ def pull(
 
 
 @contextmanager
-def terminal_progress() -> Iterator[Progress]:
-    """A progress bar on standard error, for `pull`."""
+def terminal_progress(*, quiet: bool = False) -> Iterator[Progress]:
+    """A progress bar on standard error, for commands that take a while."""
     from tqdm import tqdm
 
     bar: tqdm | None = None
 
     def report(text: str, fraction: float | None) -> None:
         nonlocal bar
-        bar = bar or tqdm(total=100, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}")
+        form = "{desc} {percentage:3.0f}% |{bar}| {elapsed}"
+        bar = bar or tqdm(total=100, bar_format=form, disable=quiet)
         bar.set_description_str(text, refresh=False)
         bar.n = bar.n if fraction is None else round(100 * fraction)
         bar.refresh()
@@ -242,16 +242,7 @@ def _install(target: Path, manifest: dict[str, str], fill: Callable[[Path], None
 
 
 def _run(command: list[str], problem: str, on_line: Callable[[str], None] | None = None) -> None:
-    with tempfile.TemporaryFile("w+") as errors:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
-            try:
-                for line in process.stdout or ():
-                    if on_line is not None:
-                        on_line(line)
-            except BaseException:
-                process.kill()
-                raise
-        errors.seek(0)
-        if process.returncode != 0:
-            last = " ".join(errors.read().split("\n")[-4:]).strip()
-            raise PullError(f"{problem}: {last or f'exit status {process.returncode}'}")
+    try:
+        child.run(command, on_line)
+    except child.ChildError as error:
+        raise PullError(f"{problem}: {error.last_words(3)}") from error

@@ -82,6 +82,13 @@ class EngineSupervisor(LoggingConfigurable):
         config=True,
         help="CPU threads the engine computes with; 0 leaves PyTorch's choice.",
     )
+    sampling_cache_mb = Integer(
+        0,
+        min=0,
+        config=True,
+        help="""Mebibytes of memory for the keys and values of sequences that are being sampled;
+        what does not fit waits. 0 is 1024 on the CPU and a quarter of a GPU's memory.""",
+    )
     start_timeout = Float(
         120.0, config=True, help="Seconds the engine may take from its start to its first answer."
     )
@@ -162,6 +169,7 @@ class EngineSupervisor(LoggingConfigurable):
             attention=self.attention,
             microbatch_tokens=self.microbatch_tokens,
             num_threads=self.num_threads,
+            sampling_cache_mb=self.sampling_cache_mb,
         )
 
     def _make_manager(self) -> EngineKernelManager:

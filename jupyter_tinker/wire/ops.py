@@ -43,6 +43,8 @@ class EngineOptions:
     attention: str = "auto"  # "auto", "sdpa", "eager", "flash_attention_2"
     microbatch_tokens: int = 4096  # most tokens, padding included, in one forward pass
     num_threads: int = 0  # CPU threads of torch; 0 leaves torch's default
+    # Memory for the keys and values of what is being sampled; 0: what suits the device.
+    sampling_cache_mb: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -198,6 +199,86 @@ def test_a_replacement_cut_short_is_undone(
     # The machine dies between the two renames.
     saved.rename(saved.with_name(".saved.replaced"))
     assert Client(client.engine, Path(client.base), "other").load(saved, optimizer=True).step == 3
+
+
+class Died(BaseException):
+    """The machine lost its power."""
+
+
+class Disk:
+    """Stands between checkpoints and the disk, and notes what is done to it; can die before a step,
+    after which nothing happens any more."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, die_before: int | None = None) -> None:
+        self.steps: list[tuple[str, Path]] = []
+        self._die_before = die_before
+        patch.setattr(checkpoint, "_sync", self._noting("sync", checkpoint._sync))
+        patch.setattr(Path, "rename", self._noting("rename", Path.rename))
+        patch.setattr(shutil, "rmtree", self._noting("remove", shutil.rmtree))
+        patch.setattr(checkpoint, "_save_tensors", self._noting("write", checkpoint._save_tensors))
+
+    def _noting(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def step(*arguments: object, **options: object) -> object:
+            if self._die_before is not None and len(self.steps) >= self._die_before:
+                raise Died
+            path = next(argument for argument in arguments if isinstance(argument, Path))
+            self.steps.append((name, path))
+            return real(*arguments, **options)
+
+        return step
+
+
+def test_files_are_on_the_disk_before_the_name_is(
+    client: Client, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        client.save(saved)
+    renames = [number for number, (name, _) in enumerate(disk.steps) if name == "rename"]
+    moved = [disk.steps[number][1] for number in renames]
+    assert moved[0] == saved
+    fresh = moved[1]
+    before = {path for name, path in disk.steps[: renames[0]] if name == "sync"}
+    assert before == {fresh, *(fresh / file.name for file in saved.iterdir())}
+    # The old one goes when the disk knows of the new one.
+    old = saved.with_name(".saved.replaced")
+    assert disk.steps[renames[1] + 1 :][:2] == [("sync", saved.parent), ("remove", old)]
+
+
+def test_new_folders_are_on_the_disk_too(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create()
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        client.save(tmp_path / "run" / "weights" / "first")
+    synced = {path for name, path in disk.steps if name == "sync"}
+    assert {tmp_path, tmp_path / "run", tmp_path / "run" / "weights"} <= synced
+
+
+def test_a_death_at_any_moment_leaves_one_of_the_two_whole(
+    client: Client, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        client.save(saved)
+    seen = set()
+    for moment in range(len(disk.steps) + 1):
+        train(client, range(3, 4))
+        now = client.step(ADAM).step
+        last = int(json.loads((saved / "jupyter_tinker.json").read_text())["step"])
+        with monkeypatch.context() as patch:
+            Disk(patch, die_before=moment)
+            with contextlib.suppress(Died):
+                client.save(saved)
+        other = Client(client.engine, Path(client.base), "other")
+        step = other.load(saved, optimizer=True).step
+        other.unload()
+        assert step in (last, now), moment
+        seen.add(step == now)
+        client.save(saved)
+        assert os.listdir(saved.parent) == ["saved"], moment
+    assert seen == {True, False}
 
 
 def test_another_shape_is_refused_with_both_named(client: Client, saved: Path) -> None:

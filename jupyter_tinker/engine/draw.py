@@ -1,0 +1,72 @@
+"""Choosing tokens: temperature, top-k, top-p, and a draw that depends on nothing but its number.
+
+A token is drawn by inverting the cumulative distribution at a uniform number that belongs to the
+sequence and the position, so what else is being sampled has no part in it. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one row's token is chosen."""
+
+    temperature: float = 1.0  # 0: the likeliest
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    @property
+    def truncates(self) -> bool:
+        return self.temperature > 0 and (self.top_k is not None or self.top_p < 1)
+
+
+def logprobs(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
+    """(B, V) logits -> (B, V) log-probabilities at each row's temperature; at 1 where that is 0.
+
+    Neither top-k nor top-p is in them: at temperature 1 they are what training computes.
+    """
+    temperatures = [choice.temperature or 1.0 for choice in choices]
+    if any(t != 1.0 for t in temperatures):
+        logits = logits / logits.new_tensor(temperatures)[:, None]
+    return torch.log_softmax(logits, dim=-1)
+
+
+def tokens(logprobs: torch.Tensor, choices: Sequence[Choice], uniforms: np.ndarray) -> torch.Tensor:
+    """(B, V) log-probabilities and (B,) numbers in [0, 1) -> (B,) tokens."""
+    # In float64: a float32 sum over a vocabulary is off by more than a rare token's probability.
+    weights = logprobs.double().exp_()  # (B, V)
+    for row, choice in enumerate(choices):
+        if choice.truncates:
+            weights[row] = _truncated(weights[row], choice)
+    drawn = _invert(weights, torch.from_numpy(uniforms).to(weights.device))
+    greedy = [row for row, choice in enumerate(choices) if choice.temperature == 0]
+    if greedy:
+        drawn[greedy] = logprobs[greedy].argmax(dim=-1)
+    return drawn
+
+
+def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The token at which the cumulated weights pass the uniform share of their sum."""
+    sums = weights.cumsum(dim=-1)
+    at = torch.searchsorted(sums, (uniforms * sums[:, -1])[:, None], right=True)[:, 0]
+    # Rounding may put the number at the very end, behind which there is no token.
+    last = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(dim=-1)
+    return torch.minimum(at, last)
+
+
+def _truncated(weights: torch.Tensor, choice: Choice) -> torch.Tensor:
+    """One row's weights, 0 outside of the top k and of the nucleus (Holtzman et al., 2020)."""
+    count = min(choice.top_k or len(weights), len(weights))
+    # Stable, so that ties always fall the same way.
+    order = weights.argsort(descending=True, stable=True)[:count]
+    chosen = weights[order]
+    before = chosen.cumsum(0) - chosen
+    chosen = chosen.masked_fill(before >= choice.top_p * chosen.sum(), 0.0)
+    chosen[0] = weights[order[0]]
+    return torch.zeros_like(weights).scatter_(0, order, chosen)

@@ -1,0 +1,204 @@
+"""A base model as sampling uses it: any adapter, no gradients, keys and values kept.
+
+While it computes, every layer that can carry an adapter is a `_Layer` here and not PEFT's, so that
+an adapter takes part without being put into the model, and the adapters in training do not. Knows
+nothing of requests, or of how a token is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..wire.ops import OpError
+from . import kv_cache, packed
+from .base_model import BaseModel
+
+_ATTENTION = {"full_attention", "sliding_attention"}
+# Of the check that a model's steps agree with its forward pass.
+_CHECK_TOKENS = 6
+
+
+class Weights:
+    """An adapter, laid out for inference."""
+
+    def __init__(self, views: Mapping[str, torch.Tensor], scale: float) -> None:
+        """`views` are an adapter's parameters by PEFT's names, as `Adapter.views` has them."""
+        self.scale = scale
+        self._linear = {key: packed.Linear(view, None) for key, view in views.items()}
+
+    def of(self, path: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What the adapter adds to the layer at `path`: (rows, in) -> (rows, out)."""
+        a = self._linear.get(f"{path}.lora_A.weight")
+        b = self._linear.get(f"{path}.lora_B.weight")
+        if a is None or b is None:
+            return None
+        return lambda rows: b(a(rows)).mul_(self.scale)
+
+
+class InferenceModel:
+    """A base model with the layout and the masks for generating. Raises `OpError` for an
+    architecture that cannot be generated from in this way."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self.base = base
+        self._config = base.model.config.get_text_config()
+        _check_attention(base)
+        self._layers = {
+            projection.path: _Layer(_plain(base.model.get_submodule(projection.path)))
+            for projection in base.projections
+        }
+        output = next(p.path for p in base.projections if p.part == "unembed")
+        self._layers[output].dtype = torch.float32
+        # Every logit is the layer's: its adapter comes with `using`.
+        self.output_layer = replace(base.output_layer, product=self._layers[output])
+        with torch.no_grad():
+            self._check_steps()
+
+    @property
+    def num_layers(self) -> int:
+        return int(self._config.num_hidden_layers)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of keys and values."""
+        config = self._config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * self.num_layers * heads * size * self.base.placement.torch_dtype.itemsize
+
+    @contextmanager
+    def using(self, weights: Weights | None) -> Iterator[None]:
+        """Inside, the base model computes with these weights and no others."""
+        model = self.base.model
+        modules = {path: model.get_submodule(path) for path in self._layers}
+        attention = self._config._attn_implementation
+        try:
+            if attention == "flash_attention_2":  # knows no mask of single positions
+                self._config._attn_implementation = "sdpa"
+            for path, module in modules.items():
+                self._layers[path].adapter = weights.of(path) if weights is not None else None
+                # On the instance, where it hides the method of its class.
+                module.__dict__["forward"] = self._layers[path]
+            yield
+        finally:
+            self._config._attn_implementation = attention
+            for path, module in modules.items():
+                module.__dict__.pop("forward", None)
+                self._layers[path].adapter = None
+
+    def prefill(self, tokens: torch.Tensor, into: kv_cache.Prefill | None) -> torch.Tensor:
+        """(B, T) prompts, padded on the right -> (B, T, H) hidden states."""
+        if into is None:
+            return self.base.hidden_states(tokens)
+        return self._decoder(tokens, past_key_values=kv_cache.cache(self.base.model, into))
+
+    def step(self, tokens: torch.Tensor, access: kv_cache.Step) -> torch.Tensor:
+        """(B,) tokens, one for each of the first B rows -> (B, H) hidden states."""
+        hidden = self._decoder(
+            tokens[:, None],
+            position_ids=access.positions[:, None],
+            attention_mask=self._masks(access),
+            past_key_values=kv_cache.cache(self.base.model, access),
+        )
+        return hidden[:, 0]
+
+    def _decoder(self, tokens: torch.Tensor, **more: Any) -> torch.Tensor:
+        decoder = self.base.model.get_decoder()
+        return decoder(input_ids=tokens, use_cache=True, **more).last_hidden_state
+
+    def _masks(self, access: kv_cache.Step) -> torch.Tensor | dict[str, torch.Tensor]:
+        """(B, 1, 1, columns): which columns each row may see."""
+        columns = torch.arange(access.columns, device=access.positions.device)
+        behind = access.positions[:, None] - columns[None]  # (B, columns)
+        full = behind >= 0
+        window = _window(self._config)
+        sliding = full if window is None else full & (behind < window)
+        if "sliding_attention" in _layer_types(self._config):
+            return {
+                "full_attention": self._as_mask(full),
+                "sliding_attention": self._as_mask(sliding),
+            }
+        return self._as_mask(sliding)
+
+    def _as_mask(self, visible: torch.Tensor) -> torch.Tensor:
+        visible = visible[:, None, None]
+        if self._config._attn_implementation != "eager":
+            return visible
+        dtype = self.base.placement.torch_dtype
+        hidden = torch.zeros_like(visible, dtype=dtype)
+        return hidden.masked_fill_(~visible, torch.finfo(dtype).min)
+
+    def _check_steps(self) -> None:
+        """Refuses an architecture whose steps are not its forward pass."""
+        count = min(_CHECK_TOKENS, self.base.limits.context_length)
+        tokens = torch.arange(count, device=self.base.device) % self.base.limits.vocab_size
+        store = kv_cache.KeyValueStore(self.num_layers)
+        store.reserve(1, count)
+        try:
+            with self.using(None):
+                expected = self.base.hidden_states(tokens[None])[0]
+                start = kv_cache.Prefill(store, 0, tokens.new_zeros(1))
+                got = [self.prefill(tokens[None, :1], start)[0]]
+                for position in range(1, count):
+                    access = kv_cache.Step(store, tokens.new_tensor([position]), count)
+                    got.append(self.step(tokens[position : position + 1], access))
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            raise OpError(f"{_name(self.base)} cannot be sampled from here: {error}") from error
+        tolerance = 1e-3 if self.base.placement.dtype == "float32" else 5e-2
+        difference = (torch.cat(got).float() - expected.float()).abs().max()
+        if not difference <= tolerance * expected.float().abs().max():
+            raise OpError(
+                f"{_name(self.base)} generates in a way this engine does not know; choose another "
+                f"base model to sample from"
+            )
+
+
+class _Layer:
+    """A linear layer with the adapter of the moment."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.base = packed.Linear(layer.weight, layer.bias)
+        self.dtype = layer.weight.dtype  # of what it returns
+        self.adapter: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)"""
+        out = self.base(x).to(self.dtype)
+        if self.adapter is None:
+            return out
+        added = self.adapter(x.reshape(-1, x.shape[-1]).float())
+        return out.add_(added.view(out.shape).to(self.dtype))
+
+
+def _plain(module: nn.Module) -> nn.Linear:
+    """The layer of the base model behind PEFT's, where a run has put its adapter on."""
+    return getattr(module, "base_layer", module)
+
+
+def _check_attention(base: BaseModel) -> None:
+    config = base.model.config.get_text_config()
+    odd = _layer_types(config) - _ATTENTION
+    if odd or getattr(base.model, "_is_stateful", False):
+        kinds = ", ".join(sorted(odd)) or "state"
+        raise OpError(f"{_name(base)} has layers of {kinds}, which cannot be sampled from here")
+
+
+def _layer_types(config: Any) -> set[str]:
+    return set(getattr(config, "layer_types", None) or ())
+
+
+def _window(config: Any) -> int | None:
+    if not getattr(config, "use_sliding_window", True):
+        return None
+    window = getattr(config, "sliding_window", None)
+    return None if window is None else int(window)
+
+
+def _name(base: BaseModel) -> str:
+    return type(base.model).__name__

@@ -1,0 +1,129 @@
+"""Keys and values of the sequences that are being generated, in rows that come and go.
+
+Row i of every layer belongs to the i-th sequence, whose token at position p lies in column p. A
+sequence's keys so lie alike whichever others are beside it, and a row is freed by moving the last
+one into its place. The two kinds of layer are what transformers' models write to and read from.
+Knows nothing of sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+_COLUMNS = 64  # columns come in blocks of so many
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class KeyValueStore:
+    """Keys and values of all layers, (rows, heads, columns, head size) each."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.rows = 0
+        self.columns = 0
+        self.layers: list[Pair | None] = [None] * num_layers
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Have room for so many; what there is stays."""
+        grown = max(self.rows, rows), max(self.columns, blocks(columns))
+        if grown != (self.rows, self.columns):
+            self.rows, self.columns = grown
+            for number, pair in enumerate(self.layers):
+                if pair is not None:
+                    self.layers[number] = self._grow(pair[0]), self._grow(pair[1])
+
+    def of_layer(self, number: int, keys: torch.Tensor, values: torch.Tensor) -> Pair:
+        """A layer's room, made when its first keys and values show their shape."""
+        pair = self.layers[number]
+        if pair is None:
+            pair = self._empty(keys), self._empty(values)
+            self.layers[number] = pair
+        return pair
+
+    def move(self, source: int, target: int) -> None:
+        """Put a row in the place of another."""
+        if source != target:
+            for pair in self.layers:
+                for tensor in pair or ():
+                    tensor[target] = tensor[source]
+
+    def _empty(self, like: torch.Tensor) -> torch.Tensor:
+        # Zeros: what lies behind a sequence is masked, but zero times NaN would be NaN.
+        return like.new_zeros(self.rows, like.shape[1], self.columns, like.shape[3])
+
+    def _grow(self, old: torch.Tensor) -> torch.Tensor:
+        new = self._empty(old)
+        new[: old.shape[0], :, : old.shape[2]] = old
+        return new
+
+
+def blocks(columns: int) -> int:
+    """The number of columns that are taken for so many."""
+    return -(-columns // _COLUMNS) * _COLUMNS
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Where the keys and values of a prefill go: prompt `sources[i]` to row `first + i`."""
+
+    store: KeyValueStore
+    first: int
+    sources: torch.Tensor  # (rows,)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rows 0 to B - 1 get one token each, at `positions`; they see `columns` columns."""
+
+    store: KeyValueStore
+    positions: torch.Tensor  # (B,)
+    columns: int
+
+
+def cache(model: PreTrainedModel, access: Prefill | Step) -> Cache:
+    """What the model's attention layers are to be given."""
+    kind = _PrefillLayer if isinstance(access, Prefill) else _StepLayer
+    number = model.config.get_text_config().num_hidden_layers
+    return Cache(layers=[kind(access, layer) for layer in range(number)])
+
+
+class _Layer(DynamicLayer):
+    """A layer that transformers takes for its own; `update` is all that is asked of it."""
+
+    def __init__(self, access: Any, number: int) -> None:
+        super().__init__()
+        self.access = access
+        self.number = number
+
+    def get_seq_length(self) -> int:
+        return 0
+
+
+class _PrefillLayer(_Layer):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> Pair:
+        access: Prefill = self.access
+        last = access.first + len(access.sources)
+        room = access.store.of_layer(self.number, key_states, value_states)
+        for tensor, new in zip(room, (key_states, value_states), strict=True):
+            tensor[access.first : last, :, : new.shape[2]] = new[access.sources]
+        return key_states, value_states
+
+
+class _StepLayer(_Layer):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> Pair:
+        access: Step = self.access
+        count = len(access.positions)
+        rows = torch.arange(count, device=key_states.device)
+        keys, values = access.store.of_layer(self.number, key_states, value_states)
+        keys[rows, :, access.positions] = key_states[:, :, 0]
+        values[rows, :, access.positions] = value_states[:, :, 0]
+        return keys[:count, :, : access.columns], values[:count, :, : access.columns]

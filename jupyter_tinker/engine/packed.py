@@ -1,0 +1,38 @@
+"""Matrix products with a weight that is laid out once for the processor.
+
+On the CPU oneDNN multiplies with a weight in its own blocked layout two to four times as fast as
+with the plain one. The layout costs the weight's memory again, so it is made for sampling only,
+which reads every weight for every token. Knows nothing of models or adapters.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+class Linear:
+    """`x W^T + bias`, for inference."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.weight = weight  # (out, in)
+        self.bias = bias
+        self.packed = _pack(weight)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)"""
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor | None:
+    """The weight in oneDNN's layout; None where that is not to be had, or brings nothing."""
+    usable = weight.device.type == "cpu" and weight.dtype == torch.float32
+    if not usable or not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        # What torch.compile itself uses for frozen weights on the CPU.
+        return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+    except (AttributeError, RuntimeError):
+        return None
