@@ -83,8 +83,8 @@ class TinkerExtension(ExtensionApp):
         512,
         min=1,
         config=True,
-        help="""Most sequences that the engine samples at once; further requests wait their turn. A
-        request that alone asks for more is still done.""",
+        help="""Most sequences of one base model or checkpoint that the engine is given to sample;
+        further requests wait their turn. A request that alone asks for more is still done.""",
     )
     max_loaded_samplers = Integer(
         16,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -55,8 +55,8 @@ class Job:
 class Pump:
     """Works while there are jobs.
 
-    The engine holds at most `max_samples` sequences and `max_loaded` samplers that can be loaded
-    again; the rest waits here.
+    The engine, which has its samplers take turns, holds at most `max_samples` sequences of each and
+    `max_loaded` samplers that can be loaded again; the rest waits here.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Pump:
         return self._pending.get(name, 0)
 
     def ahead(self, job: Job) -> int | None:
-        """How many jobs wait before this one; None if it is at the engine."""
+        """How many jobs of its sampler wait before this one; None if it is at the engine."""
         return None if job.id in self._held else self._line.ahead(job.target.name, job)
 
     async def close(self) -> None:
@@ -234,19 +234,25 @@ class Pump:
     async def _admit(self) -> list[Job]:
         """Take jobs from the line while the engine may hold more; their samplers are loaded."""
         new: list[Job] = []
-        held = sum(job.samples for job in self._held.values())
-        while (job := self._line.first()) is not None:
-            if held and held + job.samples > self._max_samples:
-                break
+        held: Counter[str] = Counter()
+        for job in self._held.values():
+            held[job.target.name] += job.samples
+
+        def fits(job: Job) -> bool:
+            before = held[job.target.name]
+            return not before or before + job.samples <= self._max_samples
+
+        while (first := self._line.first(fits)) is not None:
+            job = first
             if job.target.name not in self._loaded:
                 if not await self._load(job.target):
                     break
                 continue
-            self._line.pop()
+            self._line.pop(job.target.name)
             self._loaded.use(job.target.name)
             job.attempts += 1
             self._held[job.id] = job
-            held += job.samples
+            held[job.target.name] += job.samples
             new.append(job)
         return new
 

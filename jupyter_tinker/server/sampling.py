@@ -33,7 +33,7 @@ _ENDED = "The session of this sampling client has ended; make a new ServiceClien
 class SamplingLimits:
     """How much is kept at hand, and for how long a silent client is believed in."""
 
-    max_samples: int  # sequences at the engine
+    max_samples: int  # sequences of a sampler at the engine
     max_samplers: int  # base models and checkpoints loaded for sampling
     max_copies: int  # of a run's weights
     abandoned: float  # seconds
@@ -298,7 +298,7 @@ class Sampling:
         await self._futures.forget(sampler, request_ids)
 
     def ahead(self, request_id: str) -> int | None:
-        """How many jobs wait before a sample; None if it does not wait."""
+        """How many of its sampler's wait before a sample; None if it does not wait."""
         known = self._jobs.get(request_id)
         return None if known is None else self.pump.ahead(known[0])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -22,13 +22,13 @@ class WaitingLine(Generic[T]):
         """Before all others of its owner."""
         self._queues.setdefault(owner, deque()).appendleft(item)
 
-    def first(self) -> T | None:
-        """Whose turn it is; None if nobody waits."""
-        return next((queue[0] for queue in self._queues.values()), None)
+    def first(self, may: Callable[[T], bool]) -> T | None:
+        """The first whose turn it is of those that may go; None if there is none."""
+        return next((queue[0] for queue in self._queues.values() if may(queue[0])), None)
 
-    def pop(self) -> T:
-        """Take the first out; it is the next owner's turn then."""
-        owner, queue = self._queues.popitem(last=False)
+    def pop(self, owner: str) -> T:
+        """Take the owner's first out; all others go before its next."""
+        queue = self._queues.pop(owner)
         item = queue.popleft()
         if queue:
             self._queues[owner] = queue
@@ -48,18 +48,9 @@ class WaitingLine(Generic[T]):
         return list(self._queues.get(owner, ()))
 
     def ahead(self, owner: str, item: T) -> int:
-        """How many are served before `item`, as things are now."""
-        queue = self._queues.get(owner)
-        if queue is None or item not in queue:
-            return 0
-        place = queue.index(item)
-        owners = list(self._queues)
-        earlier = set(owners[: owners.index(owner)])
-        return place + sum(
-            min(len(other), place + (name in earlier))
-            for name, other in self._queues.items()
-            if name != owner
-        )
+        """How many of the same owner come before `item`."""
+        queue = self._queues.get(owner, deque())
+        return queue.index(item) if item in queue else 0
 
     def __iter__(self) -> Iterator[T]:
         return (item for queue in list(self._queues.values()) for item in list(queue))

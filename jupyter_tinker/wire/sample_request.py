@@ -107,9 +107,9 @@ class SampleSpec:
     targets: Targets | None
 
 
-def read(body: bytes) -> SampleSpec:
+def read(body: bytes | memoryview) -> SampleSpec:
     """The request in a body. Raises `BadRequest` with a sentence."""
-    return spec(parse(SampleRequest, body))
+    return spec(parse(SampleRequest, bytes(body)))
 
 
 def spec(request: SampleRequest) -> SampleSpec:

@@ -143,15 +143,25 @@ def test_a_request_larger_than_the_bound_is_done_alone() -> None:
     assert story(tell, max_samples=8).engine.most_held == 50
 
 
-def test_samplers_take_turns_in_the_line() -> None:
+def test_a_samplers_many_jobs_keep_their_order_and_block_no_other() -> None:
     async def tell(stage: Stage) -> None:
-        greedy = [stage.put("a", max_tokens=1) for _ in range(20)]
+        greedy = [stage.put("a", max_tokens=1, samples=50) for _ in range(20)]
         modest = stage.put("b", max_tokens=1)
         await stage.all_done()
         assert stage.order.index(modest.id) <= 2
         assert [name for name in stage.order if name != modest.id] == [job.id for job in greedy]
 
-    story(tell, max_samples=1)
+    story(tell, max_samples=8)
+
+
+def test_samplers_take_turns_when_few_can_be_loaded() -> None:
+    async def tell(stage: Stage) -> None:
+        for n in range(30):
+            stage.put(f"sampler {n % 3}", max_tokens=1)
+        await stage.all_done()
+        assert {int(name[1:]) % 3 for name in stage.order[:6]} == {0, 1, 2}
+
+    story(tell, max_samples=1, max_loaded=1)
 
 
 def test_what_the_engine_refuses_fails_alone() -> None:
