@@ -14,6 +14,7 @@ from .. import __version__
 from .catalog import Catalog
 from .database import Database, default_url
 from .handlers import HANDLERS
+from .sampling import SamplingLimits
 from .service import Limits, TinkerService
 from .supervisor import EngineSupervisor
 
@@ -70,6 +71,43 @@ class TinkerExtension(ExtensionApp):
         into bodies of about 5 MB, but sends a larger datum whole.""",
     )
 
+    sampling_share = Float(
+        0.5,
+        min=0.05,
+        max=0.95,
+        config=True,
+        help="""Part of the engine's time that sampling gets while training wants it too; training
+        gets the rest. Either has all of it while the other wants none.""",
+    )
+    max_engine_samples = Integer(
+        512,
+        min=1,
+        config=True,
+        help="""Most sequences of one base model or checkpoint that the engine is given to sample;
+        further requests wait their turn. A request that alone asks for more is still done.""",
+    )
+    max_loaded_samplers = Integer(
+        16,
+        min=1,
+        config=True,
+        help="""Most base models and checkpoints that the engine holds ready to be sampled from. The
+        one used least recently makes room, and is loaded again when it is needed.""",
+    )
+    max_unnamed_samplers = Integer(
+        8,
+        min=1,
+        config=True,
+        help="""Most copies of a run's weights, made by save_weights_and_get_sampling_client, that
+        the engine keeps. The ones used least recently are dropped; they cannot be loaded again.""",
+    )
+    abandoned_seconds = Float(
+        120.0,
+        min=1.0,
+        config=True,
+        help="""For how many seconds a sample goes on that nobody asks for. It is then given up; a
+        client that comes back samples it again.""",
+    )
+
     def _config_file_name_default(self) -> str:
         return "jupyter_tinker_config"
 
@@ -88,6 +126,13 @@ class TinkerExtension(ExtensionApp):
             catalog=catalog,
             supervisor=EngineSupervisor(parent=self),
             limits=Limits(self.seq_gap_seconds, self.keep_results_seconds),
+            sampling_limits=SamplingLimits(
+                max_samples=self.max_engine_samples,
+                max_samplers=self.max_loaded_samplers,
+                max_copies=self.max_unnamed_samplers,
+                abandoned=self.abandoned_seconds,
+            ),
+            sampling_share=self.sampling_share,
             lora_alpha=self.lora_alpha,
             log=self.log,
         )

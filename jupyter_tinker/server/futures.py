@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,8 @@ class Request:
     payload: bytes
     forward_only: bool = False  # a forward_backward that leaves no gradient
     accepted: float = field(default_factory=time.monotonic)
+    polls: int = 0  # that wait for it now
+    polled: float = 0.0  # when the last of them ended
     done: asyncio.Future[Result] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -101,13 +104,55 @@ class Futures:
         """
         request = self._pending.get(request_id)
         if request is not None:
-            done, _ = await asyncio.wait([request.done], timeout=hold)
-            result = request.done.result() if done else None
+            result = await self._wait(request, hold)
         else:
             result = self._fresh.get(request_id) or await self._stored(request_id)
         if result is not None:
             self._retrieved.add(request_id)
         return result
+
+    async def _wait(self, request: Request, hold: float) -> Result | None:
+        request.polls += 1
+        try:
+            done, _ = await asyncio.wait([request.done], timeout=hold)
+        finally:
+            request.polls -= 1
+            request.polled = time.monotonic()
+        return request.done.result() if done else None
+
+    def pending(self, request_id: str) -> Request | None:
+        """A request that is not done."""
+        return self._pending.get(request_id)
+
+    def ahead(self, request: Request) -> int:
+        """How many requests of the same run are to be done before this one."""
+        return sum(
+            other.run_id == request.run_id and other.seq_id < request.seq_id
+            for other in self._pending.values()
+        )
+
+    def expire(self, request: Request) -> None:
+        """End a request without a result: who asks for it later is told to begin anew."""
+        task = asyncio.get_running_loop().create_task(self._expire(request))
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+
+    async def _expire(self, request: Request) -> None:
+        try:
+            await self._journal.abandon(request.id)
+        except Exception:
+            _log.exception("The end of request %s could not be stored.", request.id)
+        self._pending.pop(request.id, None)
+        request.done.set_exception(ExpiredFuture(request.id))
+        request.done.exception()  # nobody need be there to see it
+
+    async def forget(self, run_id: str, request_ids: Sequence[str]) -> None:
+        """Let go of results that their client says it has."""
+        for request_id in request_ids:
+            if (result := self._fresh.pop(request_id, None)) is not None:
+                self._fresh_bytes -= len(result.body)
+            self._retrieved.discard(request_id)
+        await self._journal.forget(run_id, request_ids)
 
     async def tidy(self, keep_seconds: float) -> None:
         """Tell the journal what was fetched, and drop what was fetched long ago."""
@@ -126,6 +171,8 @@ class Futures:
             raise ExpiredFuture(request_id)
         if request_id in self._pending:  # stored between the look-up in memory and here
             return None
+        if stored.server != self._journal.server and stored.kind == "sample":
+            raise ExpiredFuture(request_id)  # the SDK samples again by itself
         if stored.server != self._journal.server:
             return failure(
                 "The Jupyter server was restarted before this request was done; "

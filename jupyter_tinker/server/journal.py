@@ -18,6 +18,7 @@ from .schema import RequestRow, RunRow, SessionRow, StepRow
 
 JSON_TYPE = "application/json"
 PROTOBUF_TYPE = "application/x-protobuf"
+_AT_ONCE = 500  # ids in one statement; databases bound their number
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,18 @@ class StoredFuture:
     """A future as the database has it; `result` is None while pending or once dropped."""
 
     run_id: str
+    kind: str
     server: str
     done: bool
     result: Result | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A request that is over: with a result of so many bytes, or failed."""
+
+    request_id: str
+    size: int | None
 
 
 class Journal:
@@ -156,19 +166,22 @@ class Journal:
             result = None
             if row.result is not None and row.content_type is not None:
                 result = Result(row.result, row.content_type, row.failed)
-            return StoredFuture(row.run_id, row.server, row.done_at is not None, result)
+            done = row.done_at is not None
+            return StoredFuture(row.run_id, row.kind, row.server, done, result)
 
         return await self._db.call(work)
 
     async def mark_retrieved(self, request_ids: Sequence[str]) -> None:
         """Start the hour after which these results are dropped."""
-        await self._db.call(
-            lambda db: db.execute(
-                update(RequestRow)
-                .where(RequestRow.id.in_(request_ids), RequestRow.retrieved_at.is_(None))
-                .values(retrieved_at=time.time())
-            )
-        )
+
+        def work(db: Session) -> None:
+            for start in range(0, len(request_ids), _AT_ONCE):
+                chosen = RequestRow.id.in_(request_ids[start : start + _AT_ONCE])
+                fresh = RequestRow.retrieved_at.is_(None)
+                change = update(RequestRow).where(chosen, fresh)
+                db.execute(change.values(retrieved_at=time.time()))
+
+        await self._db.call(work)
 
     async def drop_results(self, retrieved_before: float) -> None:
         """Let go of results that were fetched before a time; their rows stay."""
@@ -179,6 +192,52 @@ class Journal:
                 .values(result=None)
             )
         )
+
+    async def abandon(self, request_id: str) -> None:
+        """A request that is over and has no result."""
+        await self._db.call(
+            lambda db: db.execute(
+                update(RequestRow)
+                .where(RequestRow.id == request_id)
+                .values(done_at=time.time(), payload=None, failed=True)
+            )
+        )
+
+    async def forget(self, run_id: str, request_ids: Sequence[str]) -> None:
+        """Drop results of a run or a sampling session at once."""
+
+        def work(db: Session) -> None:
+            for start in range(0, len(request_ids), _AT_ONCE):
+                chosen = RequestRow.id.in_(request_ids[start : start + _AT_ONCE])
+                of_run = RequestRow.run_id == run_id
+                done = RequestRow.done_at.is_not(None)
+                change = update(RequestRow).where(chosen, of_run, done)
+                db.execute(change.values(retrieved_at=time.time(), result=None))
+
+        if request_ids:
+            await self._db.call(work)
+
+    async def unfetched(self, run_id: str, seq_ids: range) -> list[Completion]:
+        """What of these requests is over and was never fetched, oldest first; so is what an earlier
+        life of the server left pending."""
+        over = RequestRow.done_at.is_not(None) | (RequestRow.server != self.server)
+        size = func.length(RequestRow.result)
+        query = (
+            select(RequestRow.id, size, RequestRow.failed)
+            .where(
+                RequestRow.run_id == run_id,
+                RequestRow.seq_id.between(seq_ids.start, seq_ids.stop - 1),
+                RequestRow.retrieved_at.is_(None),
+                over,
+            )
+            .order_by(RequestRow.done_at)
+        )
+
+        def work(db: Session) -> list[Completion]:
+            rows = db.execute(query)
+            return [Completion(id, None if failed else size) for id, size, failed in rows]
+
+        return await self._db.call(work)
 
     # Steps
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The revision that `migrations/versions` ends in; a test holds the two together.
-HEAD = "0002"
+HEAD = "0003"
 
 StrDict = dict[str, Any]
+
+# SQLite's INTEGER has 64 bits already.
+_Long = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Base(DeclarativeBase):
@@ -54,15 +65,36 @@ class RunRow(Base):
     last_request_at: Mapped[float]
 
 
+class SamplerRow(Base):
+    """A sampling session: a base model, a checkpoint or a copy of a run's weights."""
+
+    __tablename__ = "samplers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.id"), index=True)
+    owner: Mapped[str]
+    base_model: Mapped[str]  # as the client named it
+    base_path: Mapped[str]
+    model_path: Mapped[str | None]  # of the checkpoint, where it is one
+    run_id: Mapped[str | None]  # whose weights were copied, where they were
+    target: Mapped[str]  # its name in the engine, which several may share
+    clients: Mapped[int] = mapped_column(default=0)  # that joined beside the first
+    created_at: Mapped[float]
+    ended: Mapped[str | None]  # why it samples no more
+
+
 class RequestRow(Base):
-    """A request of a run, accepted before its future's id is returned, and its result."""
+    """A request of a run or a sampling session, accepted before its future's id is returned, and
+    its result."""
 
     __tablename__ = "requests"
     __table_args__ = (UniqueConstraint("run_id", "seq_id"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    run_id: Mapped[str]
-    seq_id: Mapped[int]
+    run_id: Mapped[str]  # or the sampling session's id
+    seq_id: Mapped[int] = mapped_column(
+        _Long
+    )  # a joined client counts from a billion times its own
     kind: Mapped[str]
     server: Mapped[str]  # the life of the server that accepted it
     payload: Mapped[bytes | None]  # until it is done

@@ -23,10 +23,13 @@ from .futures import Futures, Request
 from .journal import Journal
 from .keys import Keys
 from .runs import Run, RunQueue
+from .samplers import Samplers
+from .sampling import Sampling, SamplingLimits
 from .schema import RequestRow, RunRow, SessionRow
 from .signing import Signer
 from .supervisor import EngineSupervisor
 from .training import Trainer, unsupported_optimizer
+from .turns import Turns
 
 # More would be a mistake: an adapter of full rank already holds as much as the matrix it adapts.
 _LARGEST_RANK = 4096
@@ -64,6 +67,8 @@ class TinkerService:
         catalog: Catalog,
         supervisor: EngineSupervisor,
         limits: Limits,
+        sampling_limits: SamplingLimits,
+        sampling_share: float,
         lora_alpha: float,
         log: Any,
     ) -> None:
@@ -77,23 +82,39 @@ class TinkerService:
         self._custom_losses = CustomLosses(database, supervisor, self.futures, log)
         self._database = database
         self._limits = limits
+        self._sampling_limits = sampling_limits
         self._lora_alpha = lora_alpha
         self._log = log
         self._runs: dict[str, Run] = {}
         self._queues: dict[str, RunQueue] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._trainer = Trainer(
+        turns = Turns(sampling_share)
+        self.sampling = Sampling(
+            samplers=Samplers(database),
+            journal=self.journal,
+            futures=self.futures,
+            checkpoints=self.checkpoints,
+            catalog=catalog,
+            engine=supervisor,
+            turns=turns,
+            limits=sampling_limits,
+            log=log,
+        )
+        self.trainer = Trainer(
             supervisor=supervisor,
             journal=self.journal,
             futures=self.futures,
             checkpoints=self.checkpoints,
             custom_losses=self._custom_losses,
+            sampling=self.sampling,
+            turns=turns,
             log=log,
         )
 
     def start(self) -> None:
         """Begin the housekeeping. Called on the event loop."""
         self._spawn(self._tidy())
+        self._spawn(self._watch_clients())
 
     async def stop(self) -> None:
         """End the engine and close the database."""
@@ -101,6 +122,7 @@ class TinkerService:
             task.cancel()
         for queue in self._queues.values():
             await queue.close()
+        await self.sampling.close()
         await self.supervisor.stop()
         await self.futures.stored()
         with suppress(Exception):
@@ -144,9 +166,11 @@ class TinkerService:
         return row
 
     async def finish_session(self, session_id: str, body: tinker.Finish) -> None:
-        """End a session: its runs do what they have accepted and leave the engine."""
+        """End a session: its runs do what they have accepted and leave the engine, and its samplers
+        leave it at once."""
         await self.session(session_id)
         await self.journal.finish_session(session_id, body.reason.type, body.detail)
+        await self.sampling.end_session(session_id)
         for run in list(self._runs.values()):
             if run.row.session_id == session_id and run.ended is None:
                 self._spawn(self._retire(run, f"The session of run {run.id} has ended."))
@@ -157,6 +181,14 @@ class TinkerService:
         if self.supervisor.running and self.supervisor.generation == run.generation:
             with suppress(Exception):
                 await self.supervisor.request(ops.UnloadRun(run.id))
+        await self.sampling.end_run(run.id, reason)
+
+    async def create_sampler(
+        self, body: tinker.CreateSamplingSession, owner: str, *, allow_path: bool
+    ) -> str:
+        """Raises `UnknownSession`, and as `Sampling.create` does."""
+        await self.live_session(body.session_id)
+        return await self.sampling.create(body, owner, allow_path=allow_path)
 
     async def create_custom_loss(self, address: tinker.CustomLossAddress, payload: bytes) -> str:
         """Accept `create_custom_loss`; returns the future's id. Raises `UnknownSession`."""
@@ -258,8 +290,8 @@ class TinkerService:
 
     def _queue(self, run: Run, *, first: int) -> RunQueue:
         return RunQueue(
-            lambda request: self._trainer.perform(run, request),
-            lambda request, reason: self._trainer.give_up(run, request, reason),
+            lambda request: self.trainer.perform(run, request),
+            lambda request, reason: self.trainer.give_up(run, request, reason),
             first=first,
             patience=self._limits.seq_gap,
         )
@@ -298,7 +330,7 @@ class TinkerService:
         self.futures.open(request)
         if run.ended is not None:
             # In any order: nothing of an ended run is computed any more.
-            self._spawn(self._trainer.perform(run, request))
+            self._spawn(self.trainer.perform(run, request))
         else:
             self._queues[run.id].put(request)
 
@@ -326,8 +358,14 @@ class TinkerService:
             try:
                 await self.futures.tidy(self._limits.keep_results)
                 await self.checkpoints.delete_expired()
+                self.sampling.completions.tidy(self._limits.keep_results)
             except Exception:
                 self._log.exception("Housekeeping failed; it is tried again.")
+
+    async def _watch_clients(self) -> None:
+        while True:
+            await asyncio.sleep(min(self._sampling_limits.abandoned / 4, _TIDY_SECONDS))
+            self.sampling.cancel_abandoned()
 
 
 def _request(

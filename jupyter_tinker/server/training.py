@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..wire import ops, tinker
+from ..wire.sampling import SnapshotSampler
 from .checkpoints import (
     CheckpointPath,
     Checkpoints,
@@ -23,8 +24,10 @@ from .custom_losses import CustomLosses
 from .futures import Futures, Request, failure, success
 from .journal import PROTOBUF_TYPE, Journal, Result
 from .runs import Run
+from .sampling import Sampling
 from .schema import StepRow
 from .supervisor import EngineDied, EngineSupervisor
+from .turns import Turns
 
 Outcome = tuple[Result, StepRow | None]
 
@@ -40,6 +43,8 @@ class Trainer:
         futures: Futures,
         checkpoints: Checkpoints,
         custom_losses: CustomLosses,
+        sampling: Sampling,
+        turns: Turns,
         log: Any,
     ) -> None:
         self._supervisor = supervisor
@@ -47,7 +52,11 @@ class Trainer:
         self._futures = futures
         self._checkpoints = checkpoints
         self._custom_losses = custom_losses
+        self._sampling = sampling
+        self._turns = turns
         self._log = log
+        self.loading: dict[str, str] = {}  # names of base models, by the run that is being made
+        self.computing: dict[str, Request] = {}  # what each run is at, by the run's id
         self._kinds: dict[str, Callable[[Run, Request], Awaitable[Outcome]]] = {
             "create_model": self._create_model,
             "create_via_load": self._create_via_load,
@@ -63,6 +72,7 @@ class Trainer:
         """Do one request and have its future completed; never raises."""
         run.totals.wait_seconds += time.monotonic() - request.accepted
         step = None
+        self.computing[run.id] = request
         try:
             if run.ended is not None:
                 raise ops.OpError(run.ended, "server")
@@ -79,6 +89,8 @@ class Trainer:
         except Exception as error:
             self._log.exception("Request %s (%s) failed.", request.id, request.kind)
             result = failure(f"The server failed: {type(error).__name__}: {error}", "server")
+        finally:
+            self.computing.pop(run.id, None)
         if result.failed:
             self._note_failure(run, request, result)
         self._futures.complete(request, result, step)
@@ -106,7 +118,8 @@ class Trainer:
         """Ask the engine that holds the run; another engine knows nothing of it."""
         if not self._supervisor.running or self._supervisor.generation != run.generation:
             raise EngineDied("the engine that held it is gone")
-        return await self._supervisor.request(op)
+        async with self._turns.training():
+            return await self._supervisor.request(op)
 
     # Creating
 
@@ -124,7 +137,11 @@ class Trainer:
 
     async def _create(self, run: Run, op: ops.Op) -> None:
         run.generation = await self._supervisor.ensure_started()
-        result, _ = await self._ask(run, op)
+        self.loading[run.id] = run.row.base_model
+        try:
+            result, _ = await self._ask(run, op)
+        finally:
+            del self.loading[run.id]
         run.lora = ops.run_info(result).lora
         await self._journal.update_run(run.id, lora=asdict(run.lora))
 
@@ -190,15 +207,20 @@ class Trainer:
     async def _save_for_sampler(self, run: Run, request: Request) -> Outcome:
         body = tinker.parse(tinker.SaveWeightsForSampler, request.payload)
         if body.sampling_session_seq_id is not None or body.kind == "inflight":
-            raise ops.OpError(
-                "This server does not sample yet, so it makes no sampling clients; "
-                "save_weights_for_sampler(name) stores the weights."
-            )
+            return await self._copy_for_sampler(run, body), None
         path = _path(run, "sampler_weights", body.path, request)
         if not body.overwrite and await self._checkpoints.exists(path):
             raise ops.OpError(f"There is a checkpoint {path} already; choose another name.")
         await self._save(run, path, body.ttl_seconds, body.user_metadata)
         return success({"path": str(path), "type": "save_weights_for_sampler"}), None
+
+    async def _copy_for_sampler(self, run: Run, body: tinker.SaveWeightsForSampler) -> Result:
+        target = self._sampling.copy_of(run, body)
+        await self._ask(run, SnapshotSampler(target.name, run.id))
+        sampler = await self._sampling.add_copy(run, body, target)
+        return success(
+            {"path": None, "sampling_session_id": sampler, "type": "save_weights_for_sampler"}
+        )
 
     async def _save_external(self, run: Run, request: Request) -> Outcome:
         body = tinker.parse(tinker.SaveWeightsExternal, request.payload)

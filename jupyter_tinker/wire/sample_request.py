@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from .tinker import BadRequest, SeqId, parse
+from .tinker import BadRequest, parse
 
 MAX_SAMPLES = 4096  # of one request
 MAX_STOPS = 64
@@ -19,6 +19,8 @@ MAX_STOP_CHARACTERS = 1000  # of one stop string
 MAX_PROMPT_CELLS = 1 << 24
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+# A client that joined a sampling session counts from a billion times its own number.
+SeqId = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Width = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -105,9 +107,9 @@ class SampleSpec:
     targets: Targets | None
 
 
-def read(body: bytes) -> SampleSpec:
+def read(body: bytes | memoryview) -> SampleSpec:
     """The request in a body. Raises `BadRequest` with a sentence."""
-    return spec(parse(SampleRequest, body))
+    return spec(parse(SampleRequest, bytes(body)))
 
 
 def spec(request: SampleRequest) -> SampleSpec:

@@ -107,7 +107,7 @@ class SaveWeights(Sequenced):
 
 class SaveWeightsForSampler(SaveWeights):
     kind: Literal["snapshot", "inflight"] = "snapshot"
-    sampling_session_seq_id: int | None = None
+    sampling_session_seq_id: SeqId | None = None
 
 
 class SaveWeightsExternal(Sequenced):
@@ -173,6 +173,36 @@ class CustomLossAddress(_Request):
 class RetrieveFuture(_Request):
     request_id: str
     allow_metadata_only: bool = False
+
+
+class CreateSamplingSession(_Request):
+    session_id: str
+    sampling_session_seq_id: SeqId
+    base_model: str | None = None
+    model_path: str | None = None
+
+
+class JoinSamplingSession(_Request):
+    sampling_session_id: str
+
+
+class SamplingTarget(_Request):
+    """One client of a sampling session: the first is number 0."""
+
+    type: Literal["sampling_session"] = "sampling_session"
+    sampling_session_id: str
+    cloned_sampler_id: int = Field(default=0, ge=0, le=2**33)
+
+
+class RetrieveFutures(_Request):
+    target: SamplingTarget
+    prev_cursor: int = Field(default=0, ge=0, le=2**53)
+    retrieved_request_ids: list[str] = []
+    timeout: float | None = Field(default=None, ge=0)
+
+
+class CancelFuture(_Request):
+    request_id: str
 
 
 class TinkerPath(_Request):

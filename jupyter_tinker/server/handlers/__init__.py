@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import checkpoints, futures, runs, sessions, training
+from . import checkpoints, futures, openai, runs, sampling, sessions, training
 from .base import NotFoundHandler
 
-_API = [*sessions.HANDLERS, *training.HANDLERS, *futures.HANDLERS, *checkpoints.HANDLERS]
+_API = [
+    *sessions.HANDLERS,
+    *training.HANDLERS,
+    *sampling.HANDLERS,
+    *futures.HANDLERS,
+    *checkpoints.HANDLERS,
+]
 
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),
+    *((rf"/tinker/oai/api/v1{pattern}/?", *rest) for pattern, *rest in openai.HANDLERS),
     *((rf"/tinker{pattern}/?", *rest) for pattern, *rest in runs.HANDLERS),
     (r"/tinker(?:/.*)?", NotFoundHandler),
 ]

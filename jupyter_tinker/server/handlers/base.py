@@ -18,6 +18,7 @@ from ...wire import ops, tinker
 from .. import keys
 from ..catalog import UnknownModelError
 from ..checkpoints import UnknownCheckpoint
+from ..samplers import UnknownSampler
 from ..service import TinkerService, UnknownRun, UnknownSession
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ _SMALL_BODY = 2**16
 _DRAINED = 2**33
 
 _NO_KEY = (
-    "Authentication failed: send X-API-Key with tml- and the Jupyter server's token, or with a key "
-    "made by `jupyter tinker key create NAME` that has not been revoked."
+    "Authentication failed: send X-API-Key (or Authorization: Bearer) with tml- and the Jupyter "
+    "server's token, or with a key made by `jupyter tinker key create NAME` that has not been "
+    "revoked."
 )
 # The status of each exception that may leave a handler; all carry a sentence.
 _STATUS: dict[type[Exception], int] = {
@@ -43,6 +45,7 @@ _STATUS: dict[type[Exception], int] = {
     UnknownSession: 404,
     UnknownRun: 404,
     UnknownCheckpoint: 404,
+    UnknownSampler: 404,
 }
 
 
@@ -90,7 +93,7 @@ class TinkerHandler(APIHandler):
     async def _use_tinker_key(self) -> bool:
         """Whether the request carries a live key of ours. Any other key is taken for Jupyter's
         token and given to its identity provider as such."""
-        key = self.request.headers.get("X-API-Key", "")
+        key = self.request.headers.get("X-API-Key", "") or self._bearer()
         if key.startswith(keys.PREFIX):
             self.key_name = await self.service.keys.owner(key)
         elif key:
@@ -104,6 +107,16 @@ class TinkerHandler(APIHandler):
         )
         self.set_cors_headers()
         return True
+
+    def _bearer(self) -> str:
+        """A Tinker key as OpenAI's clients send it; Jupyter reads other Bearer tokens itself."""
+        scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
+        return key if scheme.lower() == "bearer" and key.startswith("tml-") else ""
+
+    @property
+    def may_name_paths(self) -> bool:
+        """Keys open what the catalogue lists; the server's owner may name any folder."""
+        return self.key_name is None
 
     @property
     def token_authenticated(self) -> bool:
@@ -156,7 +169,7 @@ class TinkerHandler(APIHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
-        status, sentence = _explain(status_code, error)
+        status, sentence = explain(status_code, error)
         self.set_status(status)
         if status >= 500:
             self.log.error("%s %s: %s", self.request.method, self.request.path, sentence)
@@ -178,7 +191,8 @@ def _status(error: object) -> int | None:
     return next((code for kind, code in _STATUS.items() if isinstance(error, kind)), None)
 
 
-def _explain(status: int, error: object) -> tuple[int, str]:
+def explain(status: int, error: object) -> tuple[int, str]:
+    """The status and the sentence that a client gets for an error."""
     known = _status(error)
     if known is not None and isinstance(error, Exception):
         return known, str(error.args[0]) if error.args else str(error)

@@ -11,6 +11,9 @@ from tornado import web
 from ...wire import tinker
 from .base import TinkerHandler
 
+# Samples in flight of a client that polls for each of them by a connection of its own.
+_MAX_POLLS = 256
+
 
 class HealthHandler(TinkerHandler):
     @web.authenticated
@@ -26,14 +29,23 @@ class ClientConfigHandler(TinkerHandler):
     @authorized
     async def post(self) -> None:
         # One chunk after another: a refused chunk then leaves no hole that the SDK would wait for.
-        self.reply({"parallel_fwdbwd_chunks": False, "custom_loss_server_side": True})
+        # One poll for all samples of a client: else each of them would hold a connection.
+        self.reply(
+            {
+                "parallel_fwdbwd_chunks": False,
+                "custom_loss_server_side": True,
+                "sample_use_retrieve_futures": True,
+                "sample_join_sampling_session": True,
+                "sample_max_concurrent_requests": _MAX_POLLS,
+            }
+        )
 
 
 class DynamicConfigHandler(TinkerHandler):
     @web.authenticated
     @authorized
     async def post(self) -> None:
-        self.reply({})
+        self.reply({"sample_cancel_enabled": True})
 
 
 class CapabilitiesHandler(TinkerHandler):
@@ -46,7 +58,7 @@ class CapabilitiesHandler(TinkerHandler):
                 "model_name": model.name,
                 "max_context_length": model.context_length,
                 "trainable": True,
-                "sampleable": False,
+                "sampleable": True,
             }
             for model in models
         ]
@@ -98,10 +110,11 @@ class SessionHandler(TinkerHandler):
     async def get(self, session_id: str) -> None:
         session = await self.service.session(session_id)
         runs, _ = await self.service.journal.runs(10_000, 0, session_id)
+        samplers = await self.service.sampling.samplers.of_session(session_id)
         self.reply(
             {
                 "training_run_ids": [run.id for run in runs],
-                "sampler_ids": [],
+                "sampler_ids": [sampler.id for sampler in samplers],
                 "user_metadata": string_values(session.user_metadata),
                 "display_name": session.display_name,
             }

@@ -22,11 +22,6 @@ class RequestHandler(TinkerHandler):
     def reply_future(self, request_id: str, run_id: str | None = None) -> None:
         self.reply({"request_id": request_id, **({"model_id": run_id} if run_id else {})})
 
-    @property
-    def may_name_paths(self) -> bool:
-        """Keys open what the catalogue lists; the server's owner may name any folder."""
-        return self.key_name is None
-
 
 class CreateModelHandler(RequestHandler):
     @web.authenticated
