@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
@@ -36,7 +37,9 @@ class TinkerKernel(IPythonKernel):
         self.shell.user_ns["engine"] = self.engine
 
     async def tinker_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        started = time.perf_counter()
         content, buffers = self._answer(parent["content"], parent.get("buffers", []))
+        content["seconds"] = time.perf_counter() - started
         assert self.session is not None
         frames: Any = buffers
         self.session.send(stream, ops.REPLY, content, parent, ident=ident, buffers=frames)

@@ -96,6 +96,7 @@ class EngineSupervisor(LoggingConfigurable):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.generation = 0  # rises with every engine that was started
+        self.busy_seconds = 0.0  # that engines have spent on operations
         self.status: ops.EngineStatus | None = None
         self._manager: EngineKernelManager | None = None
         self._client: Any = None
@@ -232,6 +233,7 @@ class EngineSupervisor(LoggingConfigurable):
             content, buffers = await future
         finally:
             self._pending.pop(message_id, None)
+        self.busy_seconds += content["seconds"]
         if content.get("ok"):
             return content["result"], buffers
         raise ops.OpError(content["error"], content["category"])

@@ -2,7 +2,8 @@
 
 An operation travels as a `tinker_request` message: a JSON header and, for the large ones, binary
 buffers. The answer is a `tinker_reply`: `{"ok": true, "result": {...}}` or
-`{"ok": false, "error": sentence, "category": "user" | "server"}`, again with buffers.
+`{"ok": false, "error": sentence, "category": "user" | "server"}`, both with the `seconds` that the
+engine was at it, and again with buffers.
 Operations know nothing of HTTP, futures or sequence numbers.
 """
 

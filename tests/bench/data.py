@@ -27,15 +27,20 @@ class Sequence:
 
 def batches(model: Path) -> dict[str, list[Sequence]]:
     """`4x128` and `8x32..256`, tokenised for a model."""
-    topics = pydoc_data.topics.topics
-    text = "\n".join(topics[name] for name in sorted(topics)[:12])
-    tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    ids = tokens(model)
     lengths = random.Random(0).sample(_MIXED_LENGTHS, len(_MIXED_LENGTHS))
     return {
         "4x128": [_sequence(ids, 200 * i, 128) for i in range(4)],
         "8x32..256": [_sequence(ids, 1000 + 300 * i, n) for i, n in enumerate(lengths)],
     }
+
+
+def tokens(model: Path) -> list[int]:
+    """English text in a model's tokens."""
+    topics = pydoc_data.topics.topics
+    text = "\n".join(topics[name] for name in sorted(topics)[:12])
+    tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+    return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _sequence(ids: list[int], start: int, length: int) -> Sequence:

@@ -16,6 +16,7 @@ from tests.bench import ours
 from tests.bench.data import batches
 from tests.bench.noise import Noise
 from tests.bench.report import Report
+from tests.bench.sampling import fairness, reinforcement, sampling
 from tests.servers import Server
 
 ROOT = Path(__file__).parents[2]
@@ -208,4 +209,7 @@ PARTS = {
     "overhead": overhead,
     "responsiveness": responsiveness,
     "training": training,
+    "sampling": sampling,
+    "fairness": fairness,
+    "reinforcement": reinforcement,
 }

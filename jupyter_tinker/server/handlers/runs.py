@@ -50,7 +50,13 @@ class StatusHandler(TinkerHandler):
         supervisor = self.service.supervisor
         state = "running" if supervisor.status else "starting" if supervisor.starting else "stopped"
         status = supervisor.status
-        self.reply({"engine": state, "status": None if status is None else asdict(status)})
+        self.reply(
+            {
+                "engine": state,
+                "busy_seconds": supervisor.busy_seconds,
+                "status": None if status is None else asdict(status),
+            }
+        )
 
 
 class RunsHandler(TinkerHandler):
