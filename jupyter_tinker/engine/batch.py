@@ -14,7 +14,7 @@ import torch
 
 from ..wire.ops import OpError
 from ..wire.tensors import Datum
-from .losses import Loss
+from .losses import Input, Loss
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Example:
-    """A checked datum. Targets and loss inputs are (N, K); K is 1 for flat targets."""
+    """A checked datum. Targets are (N, K); K is 1 for flat targets."""
 
     tokens: np.ndarray  # (N,) int64
     targets: np.ndarray  # (N, K) int64
-    inputs: dict[str, np.ndarray]  # each (N, K) float32
+    inputs: dict[str, np.ndarray]  # each (N, K) float32, or as the loss declares it
     flat: bool  # the caller's target_tokens had one dimension
 
     @property
@@ -60,12 +60,19 @@ def check(data: Sequence[Datum], loss: Loss, limits: Limits) -> list[Example]:
 def _example(where: str, datum: Datum, loss: Loss, limits: Limits) -> Example:
     tokens = _tokens(where, datum.tokens, limits)
     targets = _targets(where, datum, loss, limits)
-    inputs = {name: _loss_input(where, name, datum, loss, targets.shape) for name in loss.inputs}
-    flat = targets.ndim == 1
-    if flat:
-        targets = targets[:, None]
-        inputs = {name: array[:, None] for name, array in inputs.items()}
-    return Example(tokens, targets, inputs, flat)
+    for key in loss.config:
+        if key in datum.loss_fn_inputs:
+            raise OpError(
+                f"{where}: loss_fn_inputs[{key!r}]: {loss.name} takes {key} from loss_fn_config, "
+                f"one number for all tokens"
+            )
+    inputs = {
+        name: _loss_input(f"{where}: ", name, wanted, datum, loss, targets.shape)
+        for name, wanted in loss.inputs.items()
+    }
+    if (fault := loss.fault(inputs)) is not None:
+        raise OpError(f"{where}: loss_fn_inputs{fault}")
+    return Example(tokens, targets.reshape(len(tokens), -1), inputs, flat=targets.ndim == 1)
 
 
 def _tokens(where: str, tokens: np.ndarray, limits: Limits) -> np.ndarray:
@@ -87,8 +94,9 @@ def _targets(where: str, datum: Datum, loss: Loss, limits: Limits) -> np.ndarray
     name = f"{where}: loss_fn_inputs['target_tokens']"
     if not np.issubdtype(targets.dtype, np.integer):
         raise OpError(f"{name} is {targets.dtype.name}; send int64")
-    if targets.ndim == 2 and not loss.several_targets:
-        raise OpError(f"{name} has two dimensions; {loss.name} takes one target a token")
+    if targets.ndim not in loss.target_ranks:
+        several = "one target a token" if targets.ndim == 2 else "several targets a token"
+        raise OpError(f"{name} has {_dimensions(targets.ndim)}; {loss.name} takes {several}")
     if len(targets) != len(datum.tokens) or targets.size == 0:
         raise OpError(
             f"{name} has shape {list(targets.shape)} and model_input {len(datum.tokens)} tokens; "
@@ -99,22 +107,38 @@ def _targets(where: str, datum: Datum, loss: Loss, limits: Limits) -> np.ndarray
 
 
 def _loss_input(
-    where: str, key: str, datum: Datum, loss: Loss, shape: tuple[int, ...]
+    where: str, key: str, wanted: Input, datum: Datum, loss: Loss, shape: tuple[int, ...]
 ) -> np.ndarray:
     array = datum.loss_fn_inputs.get(key)
-    fill = loss.inputs[key]
-    if array is None and fill is None:
-        raise OpError(f"{where}: {loss.name} needs loss_fn_inputs[{key!r}]; add it")
+    name = f"{where}loss_fn_inputs[{key!r}]"
+    if array is None and wanted.fill is None:
+        raise OpError(f"{where}{loss.name} needs loss_fn_inputs[{key!r}]; add it")
     if array is None:
-        return np.full(shape, fill, np.float32)
-    name = f"{where}: loss_fn_inputs[{key!r}]"
+        array = np.full(shape, wanted.fill, np.float32)
+    if wanted.rank is not None:
+        return _of_rank(name, array, wanted.rank, loss)
     if array.shape != shape:
         raise OpError(
             f"{name} has shape {list(array.shape)} and target_tokens {list(shape)}; make them agree"
         )
     if not np.isfinite(array).all():
         raise OpError(f"{name} holds NaN or infinity; send finite numbers")
-    return array.astype(np.float32)
+    return array.astype(np.float32).reshape(shape[0], -1)
+
+
+def _of_rank(name: str, array: np.ndarray, rank: int, loss: Loss) -> np.ndarray:
+    # On the wire a scalar is a tensor of one value without a shape.
+    if rank == 0 and array.size == 1 and array.ndim < 2:
+        array = array.reshape(())
+    if array.ndim != rank:
+        raise OpError(
+            f"{name} has {_dimensions(array.ndim)}; {loss.name} declares it with rank {rank}"
+        )
+    return array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32)
+
+
+def _dimensions(count: int) -> str:
+    return "one dimension" if count == 1 else "two dimensions"
 
 
 def check_ids(where: str, ids: np.ndarray, limits: Limits) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from ..wire import ops, sampling, tensors
 from ..wire.ops import Op, OpError
-from . import base_model, checkpoint, placement, train
+from . import base_model, checkpoint, custom_loss, losses, placement, train
 from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
@@ -117,7 +117,8 @@ class Engine:
         started = time.perf_counter()
         run = self._run(op.run)
         request = tensors.decode_request(op.body)
-        result = train.forward_backward(run, request, self.options.microbatch_tokens)
+        loss = _loss(request.loss_fn, op.custom_loss)
+        result = train.forward_backward(run, loss, request, self.options.microbatch_tokens)
         body = tensors.encode_output(result.outputs, result.metrics)
         return ops.ForwardBackwardStats(
             loss_sum=result.loss_sum,
@@ -126,6 +127,10 @@ class Engine:
             num_datums=len(result.outputs),
             seconds=time.perf_counter() - started,
         ), [body]
+
+    def check_custom_loss(self, op: ops.CheckCustomLoss) -> tuple[None, Buffers]:
+        custom_loss.compile(op.definition)
+        return None, []
 
     def optim_step(self, op: ops.OptimStep) -> tuple[ops.OptimStepStats, Buffers]:
         started = time.perf_counter()
@@ -215,6 +220,12 @@ class Engine:
         return int(psutil.Process().memory_info().rss)
 
 
+def _loss(name: str, definition: str | None) -> losses.Loss:
+    if name == losses.CUSTOM and definition is not None:
+        return custom_loss.loss(definition)
+    return losses.find(name)
+
+
 def _shape(lora: ops.LoraSpec) -> str:
     parts = [part for part in ("attn", "mlp", "unembed") if getattr(lora, f"train_{part}")]
     return f"rank {lora.rank}, alpha {lora.alpha:g}, trained {'+'.join(parts)}"
@@ -241,6 +252,7 @@ _HANDLERS = dict(
         _answers(ops.LoadRun, Engine.load_run),
         _answers(ops.LoadWeights, Engine.load_weights),
         _answers(ops.ForwardBackward, Engine.forward_backward),
+        _answers(ops.CheckCustomLoss, Engine.check_custom_loss),
         _answers(ops.OptimStep, Engine.optim_step),
         _answers(ops.ZeroGrad, Engine.zero_grad),
         _answers(ops.SaveCheckpoint, Engine.save_checkpoint),

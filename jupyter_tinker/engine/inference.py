@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AttentionInterface
 
 from ..wire.ops import OpError
 from . import kv_cache, packed
@@ -77,17 +78,13 @@ class InferenceModel:
         """Inside, the base model computes with these weights and no others."""
         model = self.base.model
         modules = {path: model.get_submodule(path) for path in self._layers}
-        attention = self._config._attn_implementation
         try:
-            if attention == "flash_attention_2":  # knows no mask of single positions
-                self._config._attn_implementation = "sdpa"
             for path, module in modules.items():
                 self._layers[path].adapter = weights.of(path) if weights is not None else None
                 # On the instance, where it hides the method of its class.
                 module.__dict__["forward"] = self._layers[path]
             yield
         finally:
-            self._config._attn_implementation = attention
             for path, module in modules.items():
                 module.__dict__.pop("forward", None)
                 self._layers[path].adapter = None
@@ -100,12 +97,18 @@ class InferenceModel:
 
     def step(self, tokens: torch.Tensor, access: kv_cache.Step) -> torch.Tensor:
         """(B,) tokens, one for each of the first B rows -> (B, H) hidden states."""
-        hidden = self._decoder(
-            tokens[:, None],
-            position_ids=access.positions[:, None],
-            attention_mask=self._masks(access),
-            past_key_values=kv_cache.cache(self.base.model, access),
-        )
+        attention = self._config._attn_implementation
+        if attention != "eager":  # which knows more than the others, such as soft caps
+            self._config._attn_implementation = _STEP_ATTENTION
+        try:
+            hidden = self._decoder(
+                tokens[:, None],
+                position_ids=access.positions[:, None],
+                attention_mask=self._masks(access),
+                past_key_values=kv_cache.cache(self.base.model, access),
+            )
+        finally:
+            self._config._attn_implementation = attention
         return hidden[:, 0]
 
     def _decoder(self, tokens: torch.Tensor, **more: Any) -> torch.Tensor:
@@ -174,6 +177,30 @@ class _Layer:
             return out
         added = self.adapter(x.reshape(-1, x.shape[-1]).float())
         return out.add_(added.view(out.shape).to(self.dtype))
+
+
+def _step_attention(
+    module: nn.Module,
+    query: torch.Tensor,  # (B, heads, 1, D)
+    key: torch.Tensor,  # (B, key heads, columns, D)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,  # (B, 1, 1, columns), True where to look
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one token a row -> (B, 1, heads, D). Unlike a fused kernel on the CPU, which
+    splits its sums by the threads it has, it does not let a row's result depend on the others."""
+    batch, heads, _, size = query.shape
+    scale = size**-0.5 if scaling is None else scaling
+    grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], size) * scale
+    scores = torch.matmul(grouped, key.transpose(2, 3))  # (B, key heads, group, columns)
+    scores = scores.masked_fill_(~attention_mask, -torch.inf)
+    shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    return torch.matmul(shares, value).reshape(batch, 1, heads, value.shape[-1]), None
+
+
+_STEP_ATTENTION = "tinker_step"
+AttentionInterface.register(_STEP_ATTENTION, _step_attention)
 
 
 def _plain(module: nn.Module) -> nn.Linear:

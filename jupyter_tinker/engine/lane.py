@@ -23,8 +23,9 @@ from .kv_cache import KeyValueStore, Prefill, Step, blocks
 # brings little more, and others would wait for it.
 _ROWS = {"cpu": 64, "cuda": 256}
 _PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
-# Prompts go together if padding them to the longest costs no more than this.
-_PADDING = 1.25
+# Prompts are padded to a multiple of this, and go together if that makes them of one length: then a
+# prompt's numbers do not depend on which others are read beside it.
+_PROMPT_BLOCK = 16
 
 
 @dataclass(eq=False)
@@ -100,16 +101,16 @@ class Lane:
         """Requests whose prompts are read next, in the order of their arrival, and how many of
         their samples are begun. If nothing is being generated, one always is."""
         admitted: list[tuple[Completion, int]] = []
-        rows, columns, longest, tokens = len(self.rows), self._longest(), 0, 0
+        rows, columns, length = len(self.rows), self._longest(), 0
         for completion in self.waiting:
+            padded = self._blocked(len(completion.spec.prompt))
+            if admitted and padded != length:
+                continue
+            length = padded
             columns = max(columns, completion.columns)
             free = min(self._most_rows, room // self._bytes(1, columns)) - rows
-            if free < 1 and rows:
-                break
-            length = len(completion.spec.prompt)
-            longest, tokens = max(longest, length), tokens + length
-            padded = longest * (len(admitted) + 1)
-            if admitted and (padded > self._most_prefill or padded > _PADDING * tokens):
+            full = (len(admitted) + 1) * length > self._most_prefill
+            if (free < 1 and rows) or (admitted and full):
                 break
             count = min(completion.to_start, max(free, 1))
             admitted.append((completion, count))
@@ -124,15 +125,15 @@ class Lane:
         )
         into = None
         if any(completion.limit > 1 for completion, _ in admitted):
-            self._store.reserve(len(self.rows) + len(sources), int(ends.max()) + 1)
+            length = self._blocked(int(ends.max()) + 1)
+            self._store.reserve(len(self.rows) + len(sources), length)
             into = Prefill(self._store, len(self.rows), sources)
         hidden = self._model.prefill(self._padded(prompts), into)  # (B, T, H)
         for (completion, _), states in zip(admitted, hidden, strict=True):
             self._score_prompt(completion, states)
         new = [sequence for c, count in admitted for sequence in c.start(count)]
         self.rows += new
-        while self.waiting and not self.waiting[0].to_start:
-            self.waiting.popleft()
+        self.waiting = deque(c for c in self.waiting if c.to_start)
         last = hidden[torch.arange(len(prompts), device=self._device), ends]  # (B, H)
         self._choose(new, self._model.output_layer.logits(last)[sources])
         self.prompt_tokens += sum(map(len, prompts))
@@ -196,7 +197,12 @@ class Lane:
         return rows * blocks(columns) * self._model.bytes_per_token
 
     def _padded(self, prompts: list[np.ndarray]) -> torch.Tensor:
-        tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int64)
+        tokens = np.zeros((len(prompts), self._blocked(max(map(len, prompts)))), np.int64)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
         return torch.from_numpy(tokens).to(self._device)
+
+    def _blocked(self, length: int) -> int:
+        """The length that a prompt is padded to."""
+        padded = -(-length // _PROMPT_BLOCK) * _PROMPT_BLOCK
+        return min(padded, self._model.base.limits.context_length)

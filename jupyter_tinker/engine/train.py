@@ -7,7 +7,7 @@ Knows nothing of files, messages or how a run came to be.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ from . import adamw, batch, losses
 from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
-from .batch import Example, Microbatch
-from .logprobs import Scores
+from .batch import Example
+from .evaluation import Evaluation, Result
 
 # What a pass of its own costs, in tokens of padding: a GPU waits for the launches of every layer.
 _GROUP_COST = {"cpu": 32, "cuda": 1024}
@@ -59,6 +59,7 @@ class ForwardResult:
     loss_sum: float
     weight_sum: float
     num_tokens: int
+    loss_metrics: dict[str, float]  # the loss's own
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -68,6 +69,7 @@ class ForwardResult:
             "weight:sum": self.weight_sum,
             "tokens:sum": float(self.num_tokens),
             "datums:sum": float(len(self.outputs)),
+            **self.loss_metrics,
         }
 
 
@@ -77,27 +79,29 @@ class StepResult:
     update_norm: float
 
 
-def forward_backward(run: Run, request: Batch, microbatch_tokens: int) -> ForwardResult:
+def forward_backward(
+    run: Run, loss: losses.Loss, request: Batch, microbatch_tokens: int
+) -> ForwardResult:
     """The loss of a batch and, unless it is `forward_only`, its gradient on top of the run's."""
-    loss = losses.find(request.loss_fn)
     config = losses.settings(loss, request.loss_fn_config)
     examples = batch.check(request.data, loss, run.base.limits)
     group_cost = _GROUP_COST.get(run.base.device.type, _GROUP_COST["cuda"])
     groups = batch.group([e.length for e in examples], microbatch_tokens, group_cost)
     run.base.activate(run.adapter.name)
-    outputs: list[dict[str, np.ndarray]] = [{} for _ in examples]
+    results: dict[int, Result] = {}
     with _all_or_nothing(run, backward=not request.forward_only):
         for members in groups:
             packed = batch.assemble(examples, members, run.base.device)
-            evaluation = _Evaluation(run, loss, config, examples, packed)
-            results = evaluation.run(backward=not request.forward_only)
-            for index, output in zip(members, results, strict=True):
-                outputs[index] = output
+            evaluation = Evaluation(run.adapter, loss, config, examples, packed)
+            done = evaluation.run(backward=not request.forward_only)
+            results.update(zip(members, done, strict=True))
+    ordered = [results[i] for i in range(len(examples))]
     return ForwardResult(
-        outputs=outputs,
-        loss_sum=float(sum(o["elementwise_loss"].sum(dtype=np.float64) for o in outputs)),
-        weight_sum=float(sum(_weight(example) for example in examples)),
+        outputs=[result.output for result in ordered],
+        loss_sum=math.fsum(result.loss for result in ordered),
+        weight_sum=math.fsum(_weight(loss, example) for example in examples),
         num_tokens=sum(example.length for example in examples),
+        loss_metrics=_loss_metrics(loss, config, examples, ordered),
     )
 
 
@@ -147,89 +151,29 @@ def _all_or_nothing(run: Run, *, backward: bool) -> Iterator[None]:
         raise
 
 
-class _Evaluation:
-    """One microbatch through model, output layer and loss, and back."""
-
-    def __init__(
-        self,
-        run: Run,
-        loss: losses.Loss,
-        config: losses.Config,
-        examples: list[Example],
-        packed: Microbatch,
-    ) -> None:
-        self.run_ = run
-        self.loss = loss
-        self.config = config
-        self.packed = packed
-        self.examples = [examples[i] for i in packed.members]
-        device = run.base.device
-        self.inputs = [
-            {name: torch.from_numpy(array).to(device) for name, array in example.inputs.items()}
-            for example in self.examples
-        ]
-
-    def run(self, *, backward: bool) -> list[dict[str, np.ndarray]]:
-        adapter = self.run_.adapter
-        active = self._active_rows() if backward else None
-        if active is not None and not active.any():
-            active = None
-        through_layers = active is not None and adapter.trains_layers
-        with torch.set_grad_enabled(through_layers):
-            hidden = self.run_.base.hidden_states(self.packed.tokens)  # (B, T, H)
-            rows = hidden.flatten(0, 1)[self.packed.rows]  # (R, H)
-        layer = self.run_.base.output_layer.with_adapter(adapter.output_adapter())
-        scores = Scores(layer, rows.detach(), self.packed.targets, active, through_layers)
-        values, gradient = self._loss(scores.logprobs, differentiate=active is not None)
-        if gradient is not None:
-            rows_gradient = scores.backward(gradient, adapter.output_gradients())
-            if through_layers:
-                rows.backward(rows_gradient)
-        return self._outputs(scores.logprobs, values)
-
-    def _active_rows(self) -> torch.Tensor:
-        return torch.cat([self.loss.active(inputs).any(dim=1) for inputs in self.inputs])
-
-    def _loss(
-        self, logprobs: torch.Tensor, *, differentiate: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The loss of every row (R,), and its gradient by the log-probabilities (R, K)."""
-        leaf = logprobs.detach().requires_grad_(differentiate)
-        values = torch.cat(
-            [
-                self.loss.value(leaf[span, : example.targets.shape[1]], inputs, self.config).sum(1)
-                for example, span, inputs in zip(
-                    self.examples, self.packed.spans, self.inputs, strict=True
-                )
-            ]
-        )
-        self._check_finite(values.detach())
-        if not differentiate:
-            return values, None
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        return values.detach(), gradient
-
-    def _check_finite(self, values: torch.Tensor) -> None:
-        if torch.isfinite(values).all():
-            return
-        for member, span in zip(self.packed.members, self.packed.spans, strict=True):
-            if not torch.isfinite(values[span]).all():
-                raise OpError(
-                    f"datum {member}: its loss is not finite, so the batch was dropped; check its "
-                    f"loss inputs, or load an earlier checkpoint if the model itself has diverged"
-                )
-
-    def _outputs(self, logprobs: torch.Tensor, values: torch.Tensor) -> list[dict[str, np.ndarray]]:
-        all_logprobs, all_values = logprobs.cpu().numpy(), values.cpu().numpy()
-        outputs = []
-        for example, span in zip(self.examples, self.packed.spans, strict=True):
-            own = all_logprobs[span, : example.targets.shape[1]]
-            own = own[:, 0] if example.flat else own
-            outputs.append({"logprobs": own, "elementwise_loss": all_values[span]})
-        return outputs
+def _weight(loss: losses.Loss, example: Example) -> float:
+    """What a datum's loss is a mean over: its weights, or the tokens that have a gradient."""
+    if loss.weight is not None:
+        return float(example.inputs[loss.weight].sum(dtype=np.float64))
+    if loss.active is None:
+        return float(example.length)
+    inputs = {name: torch.from_numpy(array) for name, array in example.inputs.items()}
+    return float(loss.active(inputs).any(dim=1).sum())
 
 
-def _weight(example: Example) -> float:
-    """The sum of a datum's weights; losses without weights count every token once."""
-    weights = example.inputs.get("weights")
-    return float(example.length if weights is None else weights.sum(dtype=np.float64))
+def _loss_metrics(
+    loss: losses.Loss,
+    config: losses.Config,
+    examples: Sequence[Example],
+    results: Sequence[Result],
+) -> dict[str, float]:
+    metrics = {f"{key}:mean": float(value) for key, value in config.items()}
+    if loss.report is not None:
+        names = examples[0].inputs
+        inputs = {name: np.concatenate([e.inputs[name][:, 0] for e in examples]) for name in names}
+        logprobs = np.concatenate([result.output["logprobs"] for result in results])
+        metrics.update(loss.report(logprobs, inputs, config))
+    for key in results[0].metrics:
+        total = math.fsum(result.metrics[key] for result in results)
+        metrics[key] = total / len(results) if key.endswith(":mean") else total
+    return metrics

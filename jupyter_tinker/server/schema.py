@@ -16,7 +16,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The revision that `migrations/versions` ends in; a test holds the two together.
-HEAD = "0002"
+HEAD = "0003"
 
 StrDict = dict[str, Any]
 
@@ -149,6 +149,17 @@ class CheckpointRow(Base):
     public: Mapped[bool] = mapped_column(default=False)
     user_metadata: Mapped[StrDict | None]
     expires_at: Mapped[float | None]
+
+
+class CustomLossRow(Base):
+    """A loss that a client defined, for the runs of its session."""
+
+    __tablename__ = "custom_losses"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[str] = mapped_column(index=True)
+    definition: Mapped[bytes]  # JSON of `wire.tinker.CustomLoss`
+    created_at: Mapped[float]
 
 
 class KeyRow(Base):

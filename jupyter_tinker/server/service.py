@@ -17,6 +17,7 @@ from typing import Any
 from ..wire import ops, tinker
 from .catalog import BaseModel, Catalog
 from .checkpoints import Checkpoints, parse_path
+from .custom_losses import CustomLosses
 from .database import Database
 from .futures import Futures, Request
 from .journal import Journal
@@ -27,7 +28,7 @@ from .sampling import Sampling, SamplingLimits
 from .schema import RequestRow, RunRow, SessionRow
 from .signing import Signer
 from .supervisor import EngineSupervisor
-from .training import Trainer
+from .training import Trainer, unsupported_optimizer
 from .turns import Turns
 
 # More would be a mistake: an adapter of full rank already holds as much as the matrix it adapts.
@@ -78,6 +79,7 @@ class TinkerService:
         self.checkpoints = Checkpoints(database, state_dir / "checkpoints")
         self.futures = Futures(self.journal)
         self.signer = Signer()
+        self._custom_losses = CustomLosses(database, supervisor, self.futures, log)
         self._database = database
         self._limits = limits
         self._sampling_limits = sampling_limits
@@ -105,6 +107,7 @@ class TinkerService:
             checkpoints=self.checkpoints,
             sampling=self.sampling,
             turns=turns,
+            custom_losses=self._custom_losses,
             log=log,
         )
 
@@ -186,6 +189,19 @@ class TinkerService:
         """Raises `UnknownSession`, and as `Sampling.create` does."""
         await self.live_session(body.session_id)
         return await self.sampling.create(body, owner, allow_path=allow_path)
+
+    async def create_custom_loss(self, address: tinker.CustomLossAddress, payload: bytes) -> str:
+        """Accept `create_custom_loss`; returns the future's id. Raises `UnknownSession`."""
+        await self.live_session(address.session_id)
+        # Requests are told apart by whose they are and their number; here the session is the owner.
+        request = _request(
+            address.session_id, address.custom_loss_seq_id, "create_custom_loss", payload
+        )
+        request_id = await self.journal.add_request(self._row(request))
+        if request_id == request.id:
+            self.futures.open(request)
+            self._spawn(self._custom_losses.create(request))
+        return request_id
 
     # Runs
 
@@ -360,6 +376,4 @@ def _request(
 
 def _refuse_optimizer(config: tinker.OptimizerConfig | None) -> None:
     if config is not None and config.type != "adamw":
-        raise tinker.BadRequest(
-            f"The optimizer {config.type!r} is not supported; use adamw, the default."
-        )
+        raise tinker.BadRequest(unsupported_optimizer(config.type))

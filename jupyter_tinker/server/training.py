@@ -20,6 +20,7 @@ from .checkpoints import (
     check_name,
     parse_path,
 )
+from .custom_losses import CustomLosses
 from .futures import Futures, Request, failure, success
 from .journal import PROTOBUF_TYPE, Journal, Result
 from .runs import Run
@@ -43,6 +44,7 @@ class Trainer:
         checkpoints: Checkpoints,
         sampling: Sampling,
         turns: Turns,
+        custom_losses: CustomLosses,
         log: Any,
     ) -> None:
         self._supervisor = supervisor
@@ -51,6 +53,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self._sampling = sampling
         self._turns = turns
+        self._custom_losses = custom_losses
         self._log = log
         self.loading: dict[str, str] = {}  # names of base models, by the run that is being made
         self.computing: dict[str, Request] = {}  # what each run is at, by the run's id
@@ -159,7 +162,9 @@ class Trainer:
     # Training
 
     async def _forward_backward(self, run: Run, request: Request) -> Outcome:
-        result, buffers = await self._ask(run, ops.ForwardBackward(run.id, request.payload))
+        definition = await self._custom_losses.definition(run.row.session_id, request.payload)
+        op = ops.ForwardBackward(run.id, request.payload, definition)
+        result, buffers = await self._ask(run, op)
         if not request.forward_only:
             run.totals.add(ops.ForwardBackwardStats(**result))
         return Result(bytes(buffers[0]), PROTOBUF_TYPE), None
@@ -255,11 +260,16 @@ class Trainer:
 
 def _adam(body: tinker.OptimStep) -> ops.AdamParams:
     if body.optimizer_params is not None:
-        kind = body.optimizer_params.get("type")
-        raise ops.OpError(f"The optimizer {kind!r} is not supported; use AdamParams (AdamW).")
+        raise ops.OpError(unsupported_optimizer(body.optimizer_params.get("type")))
     if body.adam_params is None:
         raise ops.OpError("optim_step needs adam_params.")
     return body.adam_params.params()
+
+
+def unsupported_optimizer(kind: object) -> str:
+    """The sentence that refuses an optimizer other than AdamW."""
+    why = ", because constants of its update are not published" if kind == "dimuon" else ""
+    return f"The optimizer {str(kind)[:60]!r} is not supported{why}; use AdamW, the default."
 
 
 def _path(run: Run, kind: ops.CheckpointKind, name: str | None, request: Request) -> CheckpointPath:

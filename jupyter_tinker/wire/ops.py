@@ -142,6 +142,15 @@ class ForwardBackward(Op):
     name: ClassVar[str] = "forward_backward"
     run: str
     body: bytes = field(metadata={"buffer": True})  # protobuf ForwardBackwardRequest
+    custom_loss: str | None = None  # JSON of `wire.tinker.CustomLoss`, for the loss "custom"
+
+
+@dataclass(frozen=True)
+class CheckCustomLoss(Op):
+    """Say whether a custom loss can be computed. Result: empty."""
+
+    name: ClassVar[str] = "check_custom_loss"
+    definition: str  # JSON of `wire.tinker.CustomLoss`
 
 
 @dataclass(frozen=True)

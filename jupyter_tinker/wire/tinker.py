@@ -135,6 +135,41 @@ class CreateViaLoad(_Request):
     optimizer_config: OptimizerConfig | None = None
 
 
+class CustomLossInput(_Request):
+    name: str = Field(pattern=r"^[a-z_][a-z0-9_]{0,63}$")
+    rank: Literal[0, 1, 2]
+
+
+class CustomLossNode(_Request):
+    """One node of a torch.fx trace; arguments are encoded as `tinker.types.CustomLossNode` says."""
+
+    op: str
+    name: str = Field(max_length=200)
+    target: str = Field(max_length=200)
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+
+
+class CustomLossGraph(_Request):
+    format: Literal[1]
+    nodes: list[CustomLossNode]
+
+
+class CustomLoss(_Request):
+    """A loss that the client has traced: what it reads and how it is computed."""
+
+    name: str = Field(max_length=200)
+    inputs: list[CustomLossInput] = Field(min_length=1, max_length=16)
+    graph: CustomLossGraph
+
+
+class CustomLossAddress(_Request):
+    """Whose loss it is; the rest of the body is read when it is checked."""
+
+    session_id: str
+    custom_loss_seq_id: SeqId
+
+
 class RetrieveFuture(_Request):
     request_id: str
     allow_metadata_only: bool = False
@@ -209,6 +244,24 @@ class Address(NamedTuple):
     model_id: str
     seq_id: int
     forward_only: bool
+
+
+def custom_loss_id(body: bytes) -> str | None:
+    """The `loss_id` of a binary `forward_backward` body whose loss is `custom`, else None.
+
+    Raises `BadRequest` if it names none.
+    """
+    if b"custom" not in body:  # spares the usual body, which is large, a copy
+        return None
+    envelope = ForwardBackwardEnvelope.FromString(body)
+    if envelope.loss_fn != "custom":
+        return None
+    loss_id = envelope.loss_fn_config_v2["loss_id"].text
+    if not loss_id:
+        raise BadRequest(
+            "The loss 'custom' needs loss_fn_config['loss_id'], which create_custom_loss gives."
+        )
+    return loss_id
 
 
 def forward_backward_address(body: bytes) -> Address:

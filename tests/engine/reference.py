@@ -122,8 +122,9 @@ class Client:
     def backward(self, data: Sequence[Sample | pb.Datum], **fields: Any) -> Answer:
         return self.send(request(data, **fields))
 
-    def send(self, body: bytes) -> Answer:
-        stats, buffers = self.engine.handle(ops.ForwardBackward(run=self.run, body=body))
+    def send(self, body: bytes, custom_loss: str | None = None) -> Answer:
+        op = ops.ForwardBackward(run=self.run, body=body, custom_loss=custom_loss)
+        stats, buffers = self.engine.handle(op)
         output = pb.ForwardBackwardOutput.FromString(buffers[0])
         return Answer(
             stats=ops.ForwardBackwardStats(**stats),
@@ -158,6 +159,8 @@ class Client:
 def _field(output: pb.ForwardBackwardOutput, name: str) -> list[np.ndarray]:
     arrays = []
     for record in output.loss_fn_outputs:
+        if name not in record.fields:
+            continue
         batched = record.fields[name]
         offsets = np.frombuffer(batched.offsets, "<i8")
         for start, end in pairwise(offsets):
@@ -185,7 +188,8 @@ class PlainLoop:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters)
 
-    def backward(self, data: Sequence[Sample]) -> tuple[list[np.ndarray], float]:
+    def logprobs(self, data: Sequence[Sample]) -> list[torch.Tensor]:
+        """Of every target, with its graph, in the shape of the targets."""
         longest = max(len(sample.tokens) for sample in data)
         tokens = torch.zeros(len(data), longest, dtype=torch.long)
         mask = torch.zeros_like(tokens)
@@ -194,16 +198,30 @@ class PlainLoop:
             mask[row, : len(sample.tokens)] = 1
         logits = self.model(input_ids=tokens, attention_mask=mask).logits
         logprobs = torch.log_softmax(logits.float(), -1)
-        loss = torch.zeros(())
-        own = []
+        picked = []
         for row, sample in enumerate(data):
             targets = torch.from_numpy(sample.targets).reshape(len(sample.tokens), -1)
-            picked = logprobs[row, : len(targets)].gather(1, targets).reshape(sample.targets.shape)
+            own = logprobs[row, : len(targets)].gather(1, targets)
+            picked.append(own.reshape(sample.targets.shape))
+        return picked
+
+    def backward(self, data: Sequence[Sample]) -> tuple[list[np.ndarray], float]:
+        loss = torch.zeros(())
+        own = self.logprobs(data)
+        for sample, picked in zip(data, own, strict=True):
             weights = np.ones(picked.shape) if sample.weights is None else sample.weights
             loss = loss - (picked * torch.from_numpy(weights).float()).sum()
-            own.append(picked.detach().numpy())
         loss.backward()
-        return own, float(loss.detach())
+        return [picked.detach().numpy() for picked in own], float(loss.detach())
+
+    @property
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """By the names that the engine gives its parameters."""
+        return {
+            name.removeprefix("base_model.model.").replace(".default", ""): p.grad
+            for name, p in self.model.named_parameters()
+            if p.requires_grad
+        }
 
     def step(self, adam: ops.AdamParams) -> float:
         group = self.optimizer.param_groups[0]

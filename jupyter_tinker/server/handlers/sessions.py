@@ -33,6 +33,7 @@ class ClientConfigHandler(TinkerHandler):
         self.reply(
             {
                 "parallel_fwdbwd_chunks": False,
+                "custom_loss_server_side": True,
                 "sample_use_retrieve_futures": True,
                 "sample_join_sampling_session": True,
                 "sample_max_concurrent_requests": _MAX_POLLS,

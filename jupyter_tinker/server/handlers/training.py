@@ -35,6 +35,14 @@ class CreateModelHandler(RequestHandler):
         )
 
 
+class CreateCustomLossHandler(RequestHandler):
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        address = await self.parse(tinker.CustomLossAddress)
+        self.reply_future(await self.service.create_custom_loss(address, self.body()))
+
+
 class LoadWeightsHandler(RequestHandler):
     """Both forms: a session makes a new run of a checkpoint, a model id loads into a run."""
 
@@ -153,6 +161,7 @@ def _is_loopback(address: str | None) -> bool:
 SEQUENCED = ("optim_step", "save_weights", "save_weights_for_sampler", "save_weights_external")
 HANDLERS = [
     (r"/create_model", CreateModelHandler),
+    (r"/create_custom_loss", CreateCustomLossHandler),
     (r"/load_weights", LoadWeightsHandler),
     (r"/forward_backward", ForwardBackwardHandler),
     (r"/get_info", GetInfoHandler),

@@ -1,0 +1,157 @@
+"""One microbatch through model, output layer and loss, and back.
+
+Knows nothing of whole batches, of optimizers, or of what happens when it fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..wire.ops import OpError
+from .adapter import Adapter
+from .batch import Example, Microbatch
+from .logprobs import Scores
+from .losses import Config, Loss, Value
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one datum."""
+
+    output: dict[str, np.ndarray]
+    loss: float
+    metrics: Mapping[str, float]  # the loss's own
+
+
+class Evaluation:
+    """One microbatch; a backward pass adds to the adapter's gradients."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        loss: Loss,
+        config: Config,
+        examples: Sequence[Example],
+        packed: Microbatch,
+    ) -> None:
+        self.adapter = adapter
+        self.loss = loss
+        self.config = config
+        self.packed = packed
+        self.examples = [examples[i] for i in packed.members]
+        self.loss_device = torch.device("cpu") if loss.on_cpu else adapter.base.device
+        self.inputs = [
+            {
+                name: torch.from_numpy(array).to(self.loss_device)
+                for name, array in example.inputs.items()
+            }
+            for example in self.examples
+        ]
+
+    def run(self, *, backward: bool) -> list[Result]:
+        active = self._active_rows() if backward else None
+        if active is not None and not active.any():
+            active = None
+        through_layers = active is not None and self.adapter.trains_layers
+        base = self.adapter.base
+        with torch.set_grad_enabled(through_layers):
+            hidden = base.hidden_states(self.packed.tokens)  # (B, T, H)
+            rows = hidden.flatten(0, 1)[self.packed.rows]  # (R, H)
+        layer = base.output_layer.with_adapter(self.adapter.output_adapter())
+        scores = Scores(layer, rows.detach(), self.packed.targets, active, through_layers)
+        values, gradient = self._loss(scores.logprobs, differentiate=active is not None)
+        if gradient is not None:
+            rows_gradient = scores.backward(gradient, self.adapter.output_gradients())
+            if through_layers:
+                rows.backward(rows_gradient)
+        return self._results(scores.logprobs, values)
+
+    def _active_rows(self) -> torch.Tensor:
+        active = self.loss.active
+        if active is None:
+            return torch.ones_like(self.packed.rows, dtype=torch.bool)
+        return torch.cat([active(inputs).any(dim=1) for inputs in self.inputs])
+
+    def _loss(
+        self, logprobs: torch.Tensor, *, differentiate: bool
+    ) -> tuple[list[Value], torch.Tensor | None]:
+        """What each datum adds, and the gradient of the log-probabilities (R, K)."""
+        own = logprobs.detach().to(self.loss_device)
+        gradient = torch.zeros_like(own) if differentiate else None
+        values: list[Value] = []
+        everyone = list(range(len(self.examples)))
+        # A custom loss may take much memory until its gradient is known: one datum at a time.
+        for indices in [[i] for i in everyone] if self.loss.on_cpu else [everyone]:
+            cells = [self._cells(i) for i in indices]
+            leaves = [own[where].detach().requires_grad_(differentiate) for where in cells]
+            part = [self._value(i, lp) for i, lp in zip(indices, leaves, strict=True)]
+            if gradient is not None:
+                for where, slope in zip(cells, self._slopes(indices, part, leaves), strict=True):
+                    gradient[where] = slope
+            values.extend(replace(value, loss=value.loss.detach()) for value in part)
+        self._check_finite(values, gradient)
+        return values, None if gradient is None else gradient.to(logprobs.device)
+
+    def _cells(self, index: int) -> tuple[slice, slice]:
+        """A datum's own among all log-probabilities (R, K)."""
+        return self.packed.spans[index], slice(self.examples[index].targets.shape[1])
+
+    def _value(self, index: int, lp: torch.Tensor) -> Value:
+        """A datum's loss, per token (N,) or as a whole ()."""
+        try:
+            value = self.loss.value(lp, self.inputs[index], self.config)
+        except OpError as error:
+            member = self.packed.members[index]
+            raise OpError(f"datum {member}: {error.message}", error.category) from None
+        return replace(value, loss=value.loss.sum(1)) if value.loss.ndim else value
+
+    def _slopes(
+        self, indices: list[int], values: list[Value], leaves: list[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        total = torch.stack([value.loss.sum() for value in values]).sum()
+        try:
+            return torch.autograd.grad(total, leaves)
+        except RuntimeError as error:
+            if not self.loss.on_cpu:
+                raise
+            # Of a client's own making, such as a function that has no derivative.
+            reason = str(error).partition("\n")[0][:300]
+            member = self.packed.members[indices[0]]
+            raise OpError(
+                f"datum {member}: {self.loss.name} has no gradient here: {reason}"
+            ) from None
+
+    def _check_finite(self, values: Sequence[Value], gradient: torch.Tensor | None) -> None:
+        everything = torch.cat([value.loss.flatten() for value in values])
+        finite = torch.isfinite(everything).all()
+        if gradient is not None:
+            finite &= torch.isfinite(gradient).all()
+        if finite:
+            return
+        for member, span, value in zip(self.packed.members, self.packed.spans, values, strict=True):
+            bad = not torch.isfinite(value.loss).all()
+            if bad or (gradient is not None and not torch.isfinite(gradient[span]).all()):
+                raise OpError(
+                    f"datum {member}: its loss is not finite, or the loss's gradient, so the batch "
+                    f"was dropped; check its loss inputs, or load an earlier checkpoint if the "
+                    f"model itself has diverged"
+                )
+
+    def _results(self, logprobs: torch.Tensor, values: Sequence[Value]) -> list[Result]:
+        all_logprobs = logprobs.cpu().numpy()
+        # One transfer for all: each would wait for the device.
+        all_losses = torch.cat([value.loss.flatten() for value in values]).cpu().numpy()
+        ends = np.cumsum([value.loss.numel() for value in values])
+        parts = np.split(all_losses, ends[:-1])
+        return [self._result(i, all_logprobs, values[i], part) for i, part in enumerate(parts)]
+
+    def _result(self, index: int, logprobs: np.ndarray, value: Value, losses: np.ndarray) -> Result:
+        own = logprobs[self._cells(index)]
+        output = {"logprobs": own[:, 0] if self.examples[index].flat else own}
+        if value.loss.ndim:
+            output["elementwise_loss"] = losses
+        return Result(output, float(losses.sum(dtype=np.float64)), value.metrics)
