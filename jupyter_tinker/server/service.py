@@ -105,9 +105,9 @@ class TinkerService:
             journal=self.journal,
             futures=self.futures,
             checkpoints=self.checkpoints,
+            custom_losses=self._custom_losses,
             sampling=self.sampling,
             turns=turns,
-            custom_losses=self._custom_losses,
             log=log,
         )
 

@@ -42,18 +42,18 @@ class Trainer:
         journal: Journal,
         futures: Futures,
         checkpoints: Checkpoints,
+        custom_losses: CustomLosses,
         sampling: Sampling,
         turns: Turns,
-        custom_losses: CustomLosses,
         log: Any,
     ) -> None:
         self._supervisor = supervisor
         self._journal = journal
         self._futures = futures
         self._checkpoints = checkpoints
+        self._custom_losses = custom_losses
         self._sampling = sampling
         self._turns = turns
-        self._custom_losses = custom_losses
         self._log = log
         self.loading: dict[str, str] = {}  # names of base models, by the run that is being made
         self.computing: dict[str, Request] = {}  # what each run is at, by the run's id

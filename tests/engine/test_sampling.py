@@ -148,10 +148,11 @@ def test_top_k_and_top_p_bound_what_is_drawn(engine: Engine, base: Path) -> None
 
 
 def test_a_seed_gives_the_same_whatever_else_is_in_the_batch(
-    engine: Engine, base: Path, tmp_path: Path
+    engine: Engine, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    trained(engine, base, tmp_path / "adapter")
-    asker = Asker(engine, base, tmp_path / "adapter")
+    # A model whose sizes are whole vectors of the processor, as those of real ones are.
+    trained(engine, tiny_model_dir, tmp_path / "adapter")
+    asker = Asker(engine, tiny_model_dir, tmp_path / "adapter")
     fields = {"num_samples": 3, "max_tokens": 15, "seed": 11, "stop": [], "prompt_logprobs": True}
     alone = asker.ask(prompt(0), **fields)
     others = [asker.add(prompt(s, 3 + s), num_samples=4, max_tokens=5 + 3 * s) for s in range(1, 6)]
