@@ -8,19 +8,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..wire import ops, sampling
 from ..wire.ops import OpError
 from .loaded import LoadedSamplers
+from .sample_jobs import Job, Outcome, copy_is_gone, engine_gone
 from .samplers import Target
 from .supervisor import EngineDied
 from .turns import Turns
 from .waiting_line import WaitingLine
 
-Outcome = bytes | OpError  # the protobuf SampleResponse, or why there is none
 _ATTEMPTS = 2  # a request whose engine died is tried once more
 
 
@@ -35,21 +33,6 @@ class Engine(Protocol):
     async def ensure_started(self) -> int: ...
 
     async def request(self, op: ops.Op) -> tuple[dict[str, Any], list[Any]]: ...
-
-
-@dataclass(eq=False)
-class Job:
-    """A request to sample. `finish` is called once; `stream`, if it is there, with new tokens of
-    each of its samples."""
-
-    id: str
-    target: Target
-    body: bytes  # JSON SampleRequest
-    samples: int
-    finish: Callable[[Outcome], None]
-    stream: Callable[[list[list[int]]], None] | None = None
-    attempts: int = 0
-    streamed: bool = False
 
 
 class Pump:
@@ -160,7 +143,7 @@ class Pump:
         new = [job for job in await self._admit() if job.id in self._held]
         chores = list(self._chores)
         self._chores.clear()
-        asked: list[ops.Op] = [*chores, *map(_operation, new)]
+        asked: list[ops.Op] = [*chores, *(job.operation() for job in new)]
         decodes = bool(self._held)
         if decodes:
             asked.append(sampling.Decode(seconds))
@@ -259,7 +242,7 @@ class Pump:
     async def _load(self, target: Target) -> bool:
         """Load a sampler, or fail its jobs; False if there is no room until another gets idle."""
         if target.run is not None:
-            self._give_up(target.name, _copy_is_gone())
+            self._give_up(target.name, copy_is_gone())
             return True
         if target.checkpoint and not await asyncio.to_thread(os.path.isdir, target.checkpoint):
             self._give_up(target.name, OpError("The checkpoint of this sampler was deleted."))
@@ -304,7 +287,7 @@ class Pump:
             job.attempts += 1
             if job.attempts >= _ATTEMPTS:
                 self._line.remove(name, job)
-                self._finish(job, _engine_gone())
+                self._finish(job, engine_gone())
 
     def _give_up(self, name: str, reason: OpError) -> None:
         for job in self._line.of(name):
@@ -331,27 +314,8 @@ class Pump:
         self._chores.clear()
         for job in reversed(held):
             if job.target.run is not None:
-                self._finish(job, _copy_is_gone())
+                self._finish(job, copy_is_gone())
             elif job.attempts >= _ATTEMPTS or job.streamed:
-                self._finish(job, _engine_gone(why))
+                self._finish(job, engine_gone(why))
             else:
                 self._line.put_back(job.target.name, job)
-
-
-def _operation(job: Job) -> sampling.Sample:
-    return sampling.Sample(job.id, job.target.name, job.stream is not None, job.body)
-
-
-def _copy_is_gone() -> OpError:
-    return OpError(
-        "The engine that held this sampling client's weights ended, and with it the weights. Make "
-        "a new sampling client from a living run, or save weights under a name to keep them.",
-        "server",
-    )
-
-
-def _engine_gone(why: str = "") -> OpError:
-    because = f" ({why})" if why else ""
-    return OpError(
-        f"The engine ended while it computed this sample{because}; sample again.", "server"
-    )

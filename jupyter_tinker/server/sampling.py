@@ -20,8 +20,9 @@ from .checkpoints import CheckpointPath, Checkpoints, parse_path
 from .completions import Completions, client_of
 from .futures import Futures, Request, failure
 from .journal import PROTOBUF_TYPE, Completion, Journal, Result
-from .pump import Engine, Job, Outcome, Pump
+from .pump import Engine, Pump
 from .runs import Run
+from .sample_jobs import Job, Outcome
 from .samplers import Samplers, Target, sampler_id
 from .schema import RequestRow, SamplerRow
 from .turns import Turns

@@ -16,7 +16,7 @@ from ...wire.ops import OpError
 from .. import chat, openai
 from ..catalog import UnknownModelError
 from ..checkpoints import UnknownCheckpoint, path_of
-from ..pump import Job, Outcome
+from ..sample_jobs import Job, Outcome
 from ..samplers import Target
 from .base import TinkerHandler, explain
 
