@@ -29,9 +29,12 @@ class Weights:
     """An adapter, laid out for inference."""
 
     def __init__(self, views: Mapping[str, torch.Tensor], scale: float) -> None:
-        """`views` are an adapter's parameters by PEFT's names, as `Adapter.views` has them."""
-        self.scale = scale
-        self._linear = {key: packed.Linear(view, None) for key, view in views.items()}
+        """`views` are an adapter's parameters by PEFT's names, as `Adapter.views` has them. The
+        scale of what they add goes into the B's."""
+        self._linear = {
+            key: packed.Linear(view * scale if ".lora_B." in key else view, None)
+            for key, view in views.items()
+        }
 
     def of(self, path: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """What the adapter adds to the layer at `path`: (rows, in) -> (rows, out)."""
@@ -39,7 +42,7 @@ class Weights:
         b = self._linear.get(f"{path}.lora_B.weight")
         if a is None or b is None:
             return None
-        return lambda rows: b(a(rows)).mul_(self.scale)
+        return lambda rows: b(a(rows))
 
 
 class InferenceModel:
