@@ -140,6 +140,9 @@ class EngineSupervisor(LoggingConfigurable):
         manager = self._make_manager()
         self._manager = manager
         env = {
+            # Threads that wait for one another by spinning are ten times as slow as soon as
+            # anything else, such as a notebook's kernel, computes on the same cores.
+            "OMP_WAIT_POLICY": "PASSIVE",
             **os.environ,
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",  # the catalogue names local folders only
