@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import checkpoints, futures, runs, sessions, training
+from . import account, checkpoints, downloads, futures, runs, sessions, training
 from .base import NotFoundHandler
 
-_API = [*sessions.HANDLERS, *training.HANDLERS, *futures.HANDLERS, *checkpoints.HANDLERS]
+_API = [
+    *sessions.HANDLERS,
+    *training.HANDLERS,
+    *futures.HANDLERS,
+    *checkpoints.HANDLERS,
+    *downloads.HANDLERS,
+    *account.HANDLERS,
+]
 
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),
