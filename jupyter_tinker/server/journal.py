@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from .database import Database
 from .schema import RequestRow, RunRow, SessionRow, StepRow
-from .session_index import in_project
+from .session_index import in_projects
 
 JSON_TYPE = "application/json"
 PROTOBUF_TYPE = "application/x-protobuf"
@@ -115,7 +115,7 @@ class Journal:
         if session_id is not None:
             chosen.append(RunRow.session_id == session_id)
         if project_id is not None:
-            sessions = select(SessionRow.id).where(in_project(project_id))
+            sessions = select(SessionRow.id).where(in_projects([project_id]))
             chosen.append(RunRow.session_id.in_(sessions))
         query = select(RunRow).where(*chosen).order_by(RunRow.created_at.desc(), RunRow.id.desc())
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,9 @@ class Storage:
     size_bytes: int
 
 
-def in_project(project_id: str) -> ColumnElement[bool]:
-    """That a session is in a project."""
-    named = SessionRow.project_id == project_id
-    return or_(named, SessionRow.project_id.is_(None)) if project_id == NO_PROJECT else named
+def in_projects(project_ids: Sequence[str]) -> ColumnElement[bool]:
+    """That a session is in one of some projects."""
+    return func.coalesce(SessionRow.project_id, NO_PROJECT).in_(project_ids)
 
 
 class SessionIndex:
@@ -123,7 +122,7 @@ class SessionIndex:
 def _newest_first(db: Session, wanted: tinker.SessionSearch) -> Select[Any]:
     query = select(SessionRow).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
     if wanted.project_ids is not None:
-        query = query.where(or_(*map(in_project, wanted.project_ids)))
+        query = query.where(in_projects(wanted.project_ids))
     if wanted.cursor is not None:
         last = db.get(SessionRow, wanted.cursor.last_session_id)
         # The row knows the moment exactly, the cursor to the microsecond.
