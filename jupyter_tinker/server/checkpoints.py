@@ -127,10 +127,17 @@ class Checkpoints:
         return True
 
     async def list(
-        self, *, run_id: str | None = None, limit: int | None = None, offset: int = 0
+        self,
+        *,
+        run_id: str | None = None,
+        kinds: Sequence[CheckpointKind] = _KINDS,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> tuple[list[CheckpointRow], int]:
         """Live checkpoints, newest first, and how many there are in all."""
-        chosen = live() if run_id is None else live() & (CheckpointRow.run_id == run_id)
+        chosen = live() & CheckpointRow.kind.in_(kinds)
+        if run_id is not None:
+            chosen &= CheckpointRow.run_id == run_id
         order = (CheckpointRow.created_at.desc(), CheckpointRow.id.desc())
         query = select(CheckpointRow).where(chosen).order_by(*order).offset(offset).limit(limit)
 

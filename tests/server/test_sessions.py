@@ -174,3 +174,29 @@ async def test_runs_of_databases_from_before_are_whole(service: TinkerService) -
     run = await service.run(add_run(service, "s"))
     assert run.ended is not None
     assert "restarted" in run.ended
+
+
+@pytest.mark.parametrize("version", ["0.24.1", "0.1.0"])
+async def test_a_release_that_cannot_be_served_is_told_so_at_once(ask: Ask, version: str) -> None:
+    code, sentence = await ask("POST", "create_session", tags=[], sdk_version=version)
+    assert code == 400
+    assert version in sentence
+    assert "0.25 or later" in sentence
+    assert (await ask("GET", "sessions"))["sessions"] == []
+
+
+@pytest.mark.parametrize("version", ["0.25.0", "0.38.0", "1.0.0", "2!x", ""])
+async def test_other_releases_are_served(ask: Ask, version: str) -> None:
+    made = await ask("POST", "create_session", tags=[], sdk_version=version)
+    assert (await ask("GET", "sessions"))["sessions"] == [made["session_id"]]
+
+
+async def test_early_releases_are_not_shown_what_they_do_not_know(
+    ask: Ask, service: TinkerService
+) -> None:
+    run = add_run(service, await new_session(ask))
+    await add_checkpoint(service, run, "a")
+    await add_checkpoint(service, run, "b", "external_weights")
+    for version, count in [("0.27.2", 1), ("0.28.0", 2), ("0.38.0", 2), ("", 2)]:
+        listed = await ask("GET", "checkpoints", headers={"X-Stainless-Package-Version": version})
+        assert len(listed["checkpoints"]) == listed["cursor"]["total_count"] == count

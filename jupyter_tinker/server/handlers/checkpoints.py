@@ -11,6 +11,7 @@ from tornado import web
 
 from ...wire import tinker
 from ..checkpoints import CheckpointPath, parse_path, path_of
+from ..legacy import listed_kinds
 from ..schema import CheckpointRow, RunRow
 from .base import TinkerHandler, rfc3339
 
@@ -93,7 +94,10 @@ class CheckpointsHandler(TinkerHandler):
         usual = 100 if run_id is None else _LONGEST_PAGE
         limit = self.int_argument("limit", usual, _LONGEST_PAGE)
         offset = self.int_argument("offset", 0, 2**31)
-        rows, total = await self.service.checkpoints.list(run_id=run_id, limit=limit, offset=offset)
+        kinds = listed_kinds(self.request.headers.get("X-Stainless-Package-Version", ""))
+        rows, total = await self.service.checkpoints.list(
+            run_id=run_id, kinds=kinds, limit=limit, offset=offset
+        )
         self.reply(
             {
                 "checkpoints": [checkpoint_json(row) for row in rows],

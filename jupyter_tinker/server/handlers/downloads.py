@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -15,6 +17,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from ..checkpoints import UnknownCheckpoint
+from ..legacy import Archive
 from ..traces import KEPT_SECONDS
 from .base import TinkerHandler, rfc3339
 from .checkpoints import checkpoint_path
@@ -50,17 +53,21 @@ class _SignedHandler(TinkerHandler):
         if not self.service.signer.check(name, expires, signature):
             raise web.HTTPError(403, "This URL's signature is wrong or has expired; ask anew.")
 
-    async def send(self, file: Path) -> None:
-        self.set_header("Content-Type", "application/octet-stream")
+    async def send_file(self, file: Path) -> None:
         with await asyncio.to_thread(file.open, "rb") as stream:
             size = (await asyncio.to_thread(file.stat)).st_size
-            self.set_header("Content-Length", str(size))
-            while chunk := await asyncio.to_thread(stream.read, _CHUNK):
-                self.write(chunk)
-                try:
-                    await self.flush()
-                except StreamClosedError:
-                    return
+            await self.send(size, iter(partial(stream.read, _CHUNK), b""))
+
+    async def send(self, size: int, chunks: Iterator[bytes]) -> None:
+        """Send `size` bytes, which reading may block for."""
+        self.set_header("Content-Type", "application/octet-stream")
+        self.set_header("Content-Length", str(size))
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            self.write(chunk)
+            try:
+                await self.flush()
+            except StreamClosedError:
+                return
         self.finish(set_content_type="application/octet-stream")
 
 
@@ -92,7 +99,31 @@ class ExternalFileHandler(_SignedHandler):
         folder = self.service.checkpoints.folder(path)
         if file not in await asyncio.to_thread(_files, folder):
             raise UnknownCheckpoint(f"There is no file {file!r} in {path}.")
-        await self.send(folder / file)
+        await self.send_file(folder / file)
+
+
+class ArchiveUrlHandler(_SigningHandler):
+    """A URL of all files of a checkpoint in one archive, as SDKs before external weights want."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, run_id: str, kind: str, name: str) -> None:
+        path = checkpoint_path(run_id, kind, name)
+        await self.service.checkpoints.read(path, "download", by=self.username)
+        expires = int(time.time()) + _URL_SECONDS
+        url = self.signed_url(f"archive {path}", expires, "archives", run_id, kind, name)
+        self.reply({"url": url, "expires": rfc3339(expires)})
+
+
+class ArchiveHandler(_SignedHandler):
+    @allow_unauthenticated
+    async def get(self, run_id: str, kind: str, name: str) -> None:
+        path = checkpoint_path(run_id, kind, name)
+        self.check_signature(f"archive {path}")
+        await self.service.checkpoints.get(path)
+        folder = self.service.checkpoints.folder(path)
+        archive = await asyncio.to_thread(Archive.of, folder)
+        await self.send(archive.size, archive.chunks())
 
 
 class TraceExportHandler(_SigningHandler):
@@ -124,7 +155,7 @@ class TraceHandler(_SignedHandler):
     async def get(self, session_id: str) -> None:
         self.check_signature(f"trace {session_id}")
         try:
-            await self.send(self.service.traces.file(session_id))
+            await self.send_file(self.service.traces.file(session_id))
         except FileNotFoundError:
             raise web.HTTPError(404, "This trace is no longer kept; export it again.") from None
 
@@ -140,6 +171,8 @@ HANDLERS = [
         ExternalUrlsHandler,
     ),
     (rf"/external/{_ID}/{_ID}/{_ID}", ExternalFileHandler),
+    (rf"/training_runs/{_ID}/checkpoints/{_ID}/{_ID}/archive", ArchiveUrlHandler),
+    (rf"/archives/{_ID}/{_ID}/{_ID}", ArchiveHandler),
     (rf"/sessions/{_ID}/trace_export", TraceExportHandler),
     (rf"/traces/{_ID}", TraceHandler),
 ]

@@ -9,6 +9,7 @@ from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from ...wire import tinker
+from ..legacy import check_version
 from ..session_index import NO_PROJECT, Found
 from .base import TinkerHandler, rfc3339
 
@@ -59,6 +60,7 @@ class CreateSessionHandler(TinkerHandler):
     @authorized
     async def post(self) -> None:
         body = await self.parse(tinker.CreateSession)
+        check_version(body.sdk_version)
         key = self.request.headers.get("X-Idempotency-Key")
         session_id = await self.service.create_session(body, self.username, key)
         self.reply({"session_id": session_id, "type": "create_session"})
