@@ -1,7 +1,7 @@
 """What earlier releases of the SDK need that the present one does not. Knows nothing of HTTP.
 
 Release 0.25 was the first to send and read the binary bodies of today. Those before 0.28 know no
-external weights, and those of these two and a few more download a checkpoint as one tar archive.
+external weights, and those before 0.36 download a checkpoint as one tar archive.
 """
 
 from __future__ import annotations
