@@ -118,8 +118,8 @@ class ArchiveUrlHandler(_SigningHandler):
 class ArchiveHandler(_SignedHandler):
     @allow_unauthenticated
     async def get(self, run_id: str, kind: str, name: str) -> None:
+        self.check_signature(f"archive tinker://{run_id}/{kind}/{name}")
         path = checkpoint_path(run_id, kind, name)
-        self.check_signature(f"archive {path}")
         await self.service.checkpoints.get(path)
         folder = self.service.checkpoints.folder(path)
         archive = await asyncio.to_thread(Archive.of, folder)
