@@ -25,7 +25,9 @@ async def search(ask: Ask, **wanted: Any) -> list[str]:
         answer = await ask("POST", "sessions", "search", **sent)
         page = types.SessionSearchResponse.model_validate(answer)
         assert len(page.sessions) <= request.limit
-        ids += [session.session_id for session in page.sessions]
+        found = [session.session_id for session in page.sessions]
+        assert not set(found) & set(ids)
+        ids += found
         if page.next_cursor is None:
             return ids
         wanted["cursor"] = page.next_cursor.model_dump(mode="json")
