@@ -5,6 +5,8 @@ PYTHON ?= python3
 PROTOC ?= protoc
 VENV := .venv
 COOKBOOK := .venv-cookbook
+# Earlier releases of the SDK that the tests run, each in an environment of its own.
+SDKS := .venv-sdk-0.25.0 .venv-sdk-0.30.4
 BIN := $(VENV)/bin
 # In a container one often is root, which Jupyter wants said.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -22,7 +24,7 @@ lab: install ## JupyterLab with the quickstart and a small model to teach
 	$(BIN)/jupyter tinker pull smollm2-135m
 	$(BIN)/jupyter lab $(AS_ROOT) notebooks/quickstart.ipynb
 
-test: install $(COOKBOOK)/.installed ## all tests, with a real model and the cookbook (many minutes)
+test: install $(COOKBOOK)/.installed $(SDKS:=/.installed) ## all tests, with a real model and the cookbook (many minutes)
 	$(BIN)/python -m pytest
 
 test-fast: install ## the tests that need no model and no server
@@ -44,7 +46,7 @@ proto: ## wire/tinker_pb2.py from wire/tinker.proto (needs protoc 3.21)
 	$(PROTOC) --proto_path=. --python_out=. --pyi_out=. jupyter_tinker/wire/tinker.proto
 
 clean: ## away with environments, caches and builds (pulled models stay)
-	rm -rf $(VENV) $(COOKBOOK) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COOKBOOK) $(SDKS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.cache/*' -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
@@ -57,6 +59,14 @@ $(COOKBOOK)/.installed: tests/cookbook/requirements.txt | $(COOKBOOK)/bin/python
 	@echo "Installing the cookbook into $(COOKBOOK) ..."
 	@$(COOKBOOK)/bin/python $(PIP_INSTALL) -r tests/cookbook/requirements.txt
 	@$(COOKBOOK)/bin/python $(PIP_INSTALL) --no-deps tinker-cookbook==0.6.1
+	@touch $@
+
+# Of its own it has the SDK only; what that needs it takes from .venv, which comes behind it.
+$(SDKS:=/.installed): .venv-sdk-%/.installed: $(VENV)/.installed | .venv-sdk-%/bin/python
+	@echo "Installing the SDK $* into .venv-sdk-$* ..."
+	@.venv-sdk-$*/bin/python $(PIP_INSTALL) --no-deps tinker==$*
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$(.venv-sdk-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth"
 	@touch $@
 
 %/bin/python:

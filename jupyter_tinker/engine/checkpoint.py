@@ -4,8 +4,9 @@
     optimizer.safetensors                             moments by parameter name, and the step count
     jupyter_tinker.json                               the run's shape and a fingerprint of its base
 
-A folder is whole or not there: it is written beside its place and renamed. Knows nothing of runs'
-lives or the server's names for checkpoints.
+A folder is whole or not there: it is written beside its place and renamed. Encrypted files are so
+before they touch the disk, and their names end in `.age`. Knows nothing of runs' lives or the
+server's names for checkpoints.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as tensor_bytes
 
+from ..wire import staging
 from ..wire.ops import CheckpointKind, LoraSpec, OpError, SaveInfo
+from . import encryption
 from .adamw import AdamW
 from .adapter import parameter_shapes, peft_config, targets
 from .base_model import BaseModel
@@ -32,6 +35,7 @@ from .train import Run
 
 FORMAT = 1
 ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 ABOUT_FILE = "jupyter_tinker.json"
 
@@ -53,16 +57,22 @@ class Checkpoint:
     optimizer: Tensors | None
 
 
-def save(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -> SaveInfo:
-    """Write the run to `folder`, replacing what is there."""
+def save(
+    run: Run,
+    kind: CheckpointKind,
+    folder: Path,
+    base_model_name: str,
+    recipients: Sequence[Any] | None = None,
+) -> SaveInfo:
+    """Write the run to `folder`, replacing what is there; encrypted to `recipients` if there are
+    some (of `encryption.recipients`)."""
     try:
         _make(folder.parent)
         _restore_interrupted(folder)
         _clear_unfinished(folder)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        fresh = staging.fresh_folder(folder)
         try:
-            fresh.chmod(0o755)  # mkdtemp's folders are for nobody else to read
-            _write(run, kind, fresh, base_model_name)
+            _write(run, kind, fresh, base_model_name, recipients)
             size = sum(file.stat().st_size for file in fresh.iterdir())
             _replace(fresh, folder)
         finally:
@@ -124,16 +134,22 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.optimizer.square.copy_(torch.cat([state[_SQUARE + key].flatten() for key in keys]))
 
 
-def _write(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -> None:
+def _write(
+    run: Run,
+    kind: CheckpointKind,
+    folder: Path,
+    base_model_name: str,
+    recipients: Sequence[Any] | None,
+) -> None:
     adapter = run.adapter
     weights = {_PREFIX + key: view for key, view in adapter.views.items()}
-    _save_tensors(weights, folder / ADAPTER_FILE)
+    _save_tensors(weights, folder / ADAPTER_FILE, recipients)
     config = peft_config(adapter.targets, adapter.spec)
     config.base_model_name_or_path = base_model_name
     config.inference_mode = True
-    config.save_pretrained(str(folder))
+    _save_json(config.to_dict(), folder / CONFIG_FILE, recipients)
     if kind == "weights":
-        _save_tensors(_optimizer_tensors(run), folder / OPTIMIZER_FILE)
+        _save_tensors(_optimizer_tensors(run), folder / OPTIMIZER_FILE, recipients)
     about = {
         "format": FORMAT,
         "base_model": base_model_name,
@@ -143,7 +159,7 @@ def _write(run: Run, kind: CheckpointKind, folder: Path, base_model_name: str) -
         # For people and other programs: whoever merges this must first part output and embedding.
         "merging_unties": run.base.is_tied and run.lora.train_unembed,
     }
-    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n")
+    _save_json(about, folder / ABOUT_FILE, recipients)
     for file in folder.iterdir():
         _sync(file)
     _sync(folder)
@@ -159,10 +175,28 @@ def _optimizer_tensors(run: Run) -> Tensors:
     return tensors
 
 
-def _save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+def _save_tensors(
+    tensors: Mapping[str, torch.Tensor], file: Path, recipients: Sequence[Any] | None
+) -> None:
     # Clones: safetensors takes views of one buffer for parameters that share memory.
     plain = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
-    save_file(plain, file, metadata={"format": "pt"})
+    metadata = {"format": "pt"}
+    if recipients:
+        _save_bytes(tensor_bytes(plain, metadata), file, recipients)
+    else:
+        save_file(plain, file, metadata)
+
+
+def _save_json(value: dict[str, Any], file: Path, recipients: Sequence[Any] | None) -> None:
+    text = json.dumps(value, indent=2, sort_keys=True, default=sorted)  # PEFT's configs hold sets
+    _save_bytes(f"{text}\n".encode(), file, recipients)
+
+
+def _save_bytes(data: bytes, file: Path, recipients: Sequence[Any] | None) -> None:
+    if recipients:
+        file = file.with_name(file.name + encryption.SUFFIX)
+        data = encryption.encrypt(data, recipients)
+    file.write_bytes(data)
 
 
 def _make(folder: Path) -> None:
@@ -244,6 +278,11 @@ def _about(folder: Path) -> dict[str, Any]:
             "step": int(about["step"]),
         }
     except FileNotFoundError:
+        if file.with_name(file.name + encryption.SUFFIX).exists():
+            raise OpError(
+                f"the checkpoint {folder.name} is encrypted and only its recipients can read it; "
+                f"load the checkpoint that it was exported from"
+            ) from None
         raise OpError(f"there is no checkpoint at {folder}: {ABOUT_FILE} is missing") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise OpError(

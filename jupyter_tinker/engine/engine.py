@@ -17,7 +17,7 @@ import torch
 
 from ..wire import ops, sampling, tensors
 from ..wire.ops import Op, OpError
-from . import base_model, checkpoint, custom_loss, losses, placement, train
+from . import base_model, checkpoint, custom_loss, encryption, losses, placement, train
 from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
@@ -151,7 +151,8 @@ class Engine:
 
     def save_checkpoint(self, op: ops.SaveCheckpoint) -> tuple[ops.SaveInfo, Buffers]:
         run = self._run(op.run)
-        return checkpoint.save(run, op.kind, Path(op.folder), op.base_model_name), []
+        recipients = None if op.recipients is None else encryption.recipients(op.recipients)
+        return checkpoint.save(run, op.kind, Path(op.folder), op.base_model_name, recipients), []
 
     def unload_run(self, op: ops.UnloadRun) -> tuple[None, Buffers]:
         run = self.runs.pop(op.run, None)

@@ -9,14 +9,18 @@ import asyncio
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
+from weakref import WeakValueDictionary
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
+from ..wire import staging
 from ..wire.ops import CheckpointKind, OpError
+from .audit import THE_SERVER, note
 from .database import Database
 from .schema import CheckpointRow
 
@@ -70,6 +74,15 @@ class Checkpoints:
     def __init__(self, database: Database, directory: Path) -> None:
         self._db = database
         self._directory = directory
+        self._locks: WeakValueDictionary[CheckpointPath, asyncio.Lock] = WeakValueDictionary()
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left half written. Blocking."""
+        staging.sweep(self._directory, "*/*")
+
+    def lock(self, path: CheckpointPath) -> asyncio.Lock:
+        """To be held while a checkpoint's folder and row change together, or its files are read."""
+        return self._locks.setdefault(path, asyncio.Lock())
 
     def folder(self, path: CheckpointPath) -> Path:
         """Where the files of a checkpoint lie, or will lie."""
@@ -79,8 +92,11 @@ class Checkpoints:
         # Run ids are ours: hexadecimal digits, dashes and colons, which Windows does not allow.
         return f"{path.run_id.replace(':', '_')}/{path.kind}/{path.name}"
 
-    async def add(self, path: CheckpointPath, **values: Any) -> None:
-        """Store the row of a checkpoint that is written, in place of one of the same name."""
+    async def add(self, path: CheckpointPath, *, by: str = THE_SERVER, **values: Any) -> None:
+        """Store the row of a checkpoint that is written, in place of one of the same name.
+
+        `by` is who asked for it.
+        """
         relative = self._relative(path)
 
         def work(db: Session) -> None:
@@ -91,6 +107,7 @@ class Checkpoints:
             row.folder, row.created_at, row.public = relative, time.time(), False
             for name, value in values.items():
                 setattr(row, name, value)
+            note(db, "checkpoint_saved", by, tinker_path=str(path), size_bytes=row.size_bytes)
 
         await self._db.call(work)
 
@@ -110,11 +127,17 @@ class Checkpoints:
         return True
 
     async def list(
-        self, *, run_id: str | None = None, limit: int | None = None, offset: int = 0
+        self,
+        *,
+        run_id: str | None = None,
+        kinds: Sequence[CheckpointKind] = _KINDS,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> tuple[list[CheckpointRow], int]:
         """Live checkpoints, newest first, and how many there are in all."""
-        live = (CheckpointRow.expires_at.is_(None)) | (CheckpointRow.expires_at > time.time())
-        chosen = live if run_id is None else live & (CheckpointRow.run_id == run_id)
+        chosen = live() & CheckpointRow.kind.in_(kinds)
+        if run_id is not None:
+            chosen &= CheckpointRow.run_id == run_id
         order = (CheckpointRow.created_at.desc(), CheckpointRow.id.desc())
         query = select(CheckpointRow).where(chosen).order_by(*order).offset(offset).limit(limit)
 
@@ -124,29 +147,63 @@ class Checkpoints:
 
         return await self._db.call(work)
 
-    async def update(self, path: CheckpointPath, **values: Any) -> None:
-        """Change a checkpoint's row. Raises `UnknownCheckpoint`."""
-        await self.get(path)
-        query = update(CheckpointRow).where(
-            CheckpointRow.run_id == path.run_id,
-            CheckpointRow.kind == path.kind,
-            CheckpointRow.name == path.name,
+    async def newest(self, run_ids: Sequence[str]) -> dict[tuple[str, str], CheckpointRow]:
+        """The newest live checkpoint of each run and kind."""
+        query = (
+            select(CheckpointRow)
+            .where(CheckpointRow.run_id.in_(run_ids), live())
+            .order_by(CheckpointRow.created_at, CheckpointRow.id)
         )
-        await self._db.call(lambda db: db.execute(query.values(**values)))
+        return await self._db.call(
+            lambda db: {(row.run_id, row.kind): row for row in db.scalars(query)}
+        )
 
-    async def delete(self, path: CheckpointPath) -> None:
-        """Remove a checkpoint, its row first. Raises `UnknownCheckpoint`."""
+    async def publish(self, path: CheckpointPath, public: bool, *, by: str) -> None:
+        """Raises `UnknownCheckpoint`."""
+        event = "checkpoint_published" if public else "checkpoint_unpublished"
+        await self._change(path, event, by, public=public)
+
+    async def expire(self, path: CheckpointPath, expires_at: float | None, *, by: str) -> None:
+        """Let a checkpoint end at a time (Unix seconds), or not at all. Raises as `get` does."""
+        await self._change(path, "checkpoint_ttl_set", by, expires_at=expires_at)
+
+    async def _change(self, path: CheckpointPath, event: str, by: str, **values: Any) -> None:
+        def work(db: Session) -> bool:
+            row = db.scalars(_one(path)).first()
+            if row is None or _expired(row):
+                return False
+            for name, value in values.items():
+                setattr(row, name, value)
+            note(db, event, by, tinker_path=str(path), **values)
+            return True
+
+        if not await self._db.call(work):
+            raise UnknownCheckpoint(f"There is no checkpoint {path}.")
+
+    async def read(self, path: CheckpointPath, purpose: str, *, by: str) -> None:
+        """Note that somebody is given the files of a checkpoint. Raises `UnknownCheckpoint`."""
         await self.get(path)
-        await self._remove(path)
+        details = {"tinker_path": str(path), "purpose": purpose}
+        await self._db.call(lambda db: note(db, "checkpoint_read", by, **details))
+
+    async def delete(self, path: CheckpointPath, *, by: str) -> None:
+        """Remove a checkpoint, its row first. Raises `UnknownCheckpoint`."""
+        async with self.lock(path):
+            await self.get(path)
+            await self._remove(path, "checkpoint_deleted", by)
 
     async def delete_expired(self) -> None:
         query = select(CheckpointRow).where(CheckpointRow.expires_at <= time.time())
         for row in await self._db.call(lambda db: list(db.scalars(query))):
-            await self._remove(path_of(row))
+            path = path_of(row)
+            async with self.lock(path):  # meanwhile it may have been saved anew
+                if not await self.exists(path):
+                    await self._remove(path, "checkpoint_expired", THE_SERVER)
 
-    async def _remove(self, path: CheckpointPath) -> None:
+    async def _remove(self, path: CheckpointPath, event: str, by: str) -> None:
         def work(db: Session) -> None:
             for row in db.scalars(_one(path)):
+                note(db, event, by, tinker_path=str(path), size_bytes=row.size_bytes)
                 db.delete(row)
 
         await self._db.call(work)
@@ -156,6 +213,11 @@ class Checkpoints:
 def path_of(row: CheckpointRow) -> CheckpointPath:
     kind = next(k for k in _KINDS if k == row.kind)
     return CheckpointPath(row.run_id, kind, row.name)
+
+
+def live() -> ColumnElement[bool]:
+    """That a checkpoint's time is not over."""
+    return CheckpointRow.expires_at.is_(None) | (CheckpointRow.expires_at > time.time())
 
 
 def _one(path: CheckpointPath) -> Any:

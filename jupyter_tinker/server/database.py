@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, create_engine, event, inspect, text
@@ -32,17 +33,19 @@ class Database:
         self._url = make_url(url)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tinker-db")
         self._engine: Engine | None = None
+        self._opening = Lock()
 
     def open(self) -> Engine:
         """Create or migrate the tables. Blocking; idempotent."""
-        if self._engine is None:
-            engine = create_engine(self._url)
-            if self._url.get_backend_name() == "sqlite":
-                _prepare_sqlite(engine, self._url.database)
-            if _revision(engine) != HEAD:
-                _migrate(engine)
-            self._engine = engine
-        return self._engine
+        with self._opening:
+            if self._engine is None:
+                engine = create_engine(self._url)
+                if self._url.get_backend_name() == "sqlite":
+                    _prepare_sqlite(engine, self._url.database)
+                if _revision(engine) != HEAD:
+                    _migrate(engine)
+                self._engine = engine
+            return self._engine
 
     def run(self, work: Callable[[Session], T]) -> T:
         """Do `work` in one transaction, on the calling thread."""

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from .database import Database
 from .schema import RequestRow, RunRow, SessionRow, StepRow
+from .session_index import in_projects
 
 JSON_TYPE = "application/json"
 PROTOBUF_TYPE = "application/x-protobuf"
@@ -90,7 +91,7 @@ class Journal:
 
     async def sessions(self, limit: int, offset: int) -> list[str]:
         """Ids, newest first."""
-        query = select(SessionRow.id).order_by(SessionRow.created_at.desc())
+        query = select(SessionRow.id).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
         return await self._db.call(lambda db: list(db.scalars(query.limit(limit).offset(offset))))
 
     # Runs
@@ -117,14 +118,19 @@ class Journal:
         return await self._db.call(lambda db: db.get(RunRow, run_id))
 
     async def runs(
-        self, limit: int, offset: int, session_id: str | None = None
+        self, limit: int, offset: int, session_id: str | None = None, project_id: str | None = None
     ) -> tuple[list[RunRow], int]:
         """A page of runs, newest first, and how many there are."""
-        chosen = RunRow.session_id == session_id if session_id is not None else RunRow.id != ""
-        query = select(RunRow).where(chosen).order_by(RunRow.created_at.desc())
+        chosen = []
+        if session_id is not None:
+            chosen.append(RunRow.session_id == session_id)
+        if project_id is not None:
+            sessions = select(SessionRow.id).where(in_projects([project_id]))
+            chosen.append(RunRow.session_id.in_(sessions))
+        query = select(RunRow).where(*chosen).order_by(RunRow.created_at.desc(), RunRow.id.desc())
 
         def work(db: Session) -> tuple[list[RunRow], int]:
-            total = db.scalar(select(func.count()).select_from(RunRow).where(chosen)) or 0
+            total = db.scalar(select(func.count()).select_from(RunRow).where(*chosen)) or 0
             return list(db.scalars(query.limit(limit).offset(offset))), total
 
         return await self._db.call(work)

@@ -7,14 +7,16 @@ import secrets
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from .audit import note
 from .database import Database
 from .schema import KeyRow
 
 # The SDK wants every key to start with "tml-"; the rest tells ours from a Jupyter token's.
 PREFIX = "tml-key-"
+COMMAND_LINE = "jupyter tinker"  # the actor of what its command did
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Keys:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def create(self, name: str) -> str:
+    def create(self, name: str, *, by: str = COMMAND_LINE) -> str:
         """Make a key and return its secret, which cannot be had again. Raises `InvalidKey`."""
         if not name.strip() or not name.isprintable() or len(name) > 100:
             raise InvalidKey("A key's name must have 1 to 100 printable characters.")
@@ -48,6 +50,7 @@ class Keys:
                 raise InvalidKey(f"There is a key named {name!r} already; revoke it first.")
             row = KeyRow(digest=_digest(secret), name=name, created_at=time.time(), revoked_at=None)
             db.add(row)
+            note(db, "api_key_created", by, name=name)
 
         self._db.run(work)
         return secret
@@ -58,16 +61,18 @@ class Keys:
             lambda db: [Key(k.name, k.created_at, k.revoked_at) for k in db.scalars(query)]
         )
 
-    def revoke(self, name: str) -> None:
+    def revoke(self, name: str, *, by: str = COMMAND_LINE) -> None:
         """Close a key for good, at once. Raises `InvalidKey` if there is none of that name."""
-        query = (
-            update(KeyRow)
-            .where(KeyRow.name == name, KeyRow.revoked_at.is_(None))
-            .values(revoked_at=time.time())
-        )
-        # Counted in the same transaction; `rowcount` exists on every result of an UPDATE.
-        if not self._db.run(lambda db: getattr(db.execute(query), "rowcount", 0)):
-            raise InvalidKey(f"There is no key named {name!r}.")
+
+        def work(db: Session) -> None:
+            live = select(KeyRow).where(KeyRow.name == name, KeyRow.revoked_at.is_(None))
+            row = db.scalars(live).first()
+            if row is None:
+                raise InvalidKey(f"There is no key named {name!r}.")
+            row.revoked_at = time.time()
+            note(db, "api_key_revoked", by, name=name)
+
+        self._db.run(work)
 
     async def owner(self, secret: str) -> str | None:
         """The name of the live key with this secret. Asked at every request, so that a revoked key
@@ -76,6 +81,11 @@ class Keys:
             KeyRow.digest == _digest(secret), KeyRow.revoked_at.is_(None)
         )
         return await self._db.call(lambda db: db.scalars(query).first())
+
+
+def number(secret: str) -> int:
+    """A number that stands for a key where the SDK wants one; it tells nothing of the secret."""
+    return int(_digest(secret)[:12], 16)
 
 
 def _digest(secret: str) -> str:

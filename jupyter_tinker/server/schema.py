@@ -16,7 +16,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The revision that `migrations/versions` ends in; a test holds the two together.
-HEAD = "0003"
+HEAD = "0004"
 
 StrDict = dict[str, Any]
 
@@ -63,6 +63,7 @@ class RunRow(Base):
     user_metadata: Mapped[StrDict | None]
     created_at: Mapped[float] = mapped_column(index=True)
     last_request_at: Mapped[float]
+    copied_from: Mapped[str | None]  # the checkpoint that this run only holds a copy of
 
 
 class SamplerRow(Base):
@@ -171,3 +172,15 @@ class KeyRow(Base):
     name: Mapped[str] = mapped_column(index=True)
     created_at: Mapped[float]
     revoked_at: Mapped[float | None]
+
+
+class AuditRow(Base):
+    """One thing that was done to what is kept, and by whom."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    time: Mapped[float] = mapped_column(index=True)
+    actor: Mapped[str]
+    event: Mapped[str]  # resource_action
+    details: Mapped[StrDict]

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..wire import ops, tinker
+from .audit import Audit
 from .catalog import BaseModel, Catalog
 from .checkpoints import Checkpoints, parse_path
+from .copies import Copies
 from .custom_losses import CustomLosses
 from .database import Database
 from .futures import Futures, Request
@@ -26,8 +28,10 @@ from .runs import Run, RunQueue
 from .samplers import Samplers
 from .sampling import Sampling, SamplingLimits
 from .schema import RequestRow, RunRow, SessionRow
+from .session_index import SessionIndex
 from .signing import Signer
 from .supervisor import EngineSupervisor
+from .traces import Traces
 from .training import Trainer, unsupported_optimizer
 from .turns import Turns
 
@@ -76,7 +80,11 @@ class TinkerService:
         self.supervisor = supervisor
         self.journal = Journal(database, server=uuid.uuid4().hex)
         self.keys = Keys(database)
+        self.audit = Audit(database)
         self.checkpoints = Checkpoints(database, state_dir / "checkpoints")
+        self.session_index = SessionIndex(database, state_dir / "checkpoints")
+        self.copies = Copies(database, self.checkpoints)
+        self.traces = Traces(database, state_dir / "traces")
         self.futures = Futures(self.journal)
         self.signer = Signer()
         self._custom_losses = CustomLosses(database, supervisor, self.futures, log)
@@ -113,6 +121,7 @@ class TinkerService:
 
     def start(self) -> None:
         """Begin the housekeeping. Called on the event loop."""
+        self._spawn(asyncio.to_thread(self.checkpoints.sweep))
         self._spawn(self._tidy())
         self._spawn(self._watch_clients())
 
@@ -149,6 +158,7 @@ class TinkerService:
         stored = await self.journal.add_session(row)
         if stored.id == row.id:
             self._log.info("Session %s of %s, SDK %s", row.id, owner, body.sdk_version or "unknown")
+        self.session_index.heard_of(stored.id)
         return stored.id
 
     async def session(self, session_id: str) -> SessionRow:
@@ -280,6 +290,9 @@ class TinkerService:
         )
 
     async def _admit(self, run: Run, kind: str, payload: bytes) -> str:
+        known = await self.journal.run(run.id)
+        if known is not None and known.copied_from is not None:
+            raise tinker.BadRequest(_holds_a_copy(known))
         request = _request(run.id, 0, kind, payload)
         request_id = await self.journal.add_run(run.row, self._row(request))
         if request_id == request.id:
@@ -303,13 +316,23 @@ class TinkerService:
             row = await self.journal.run(run_id)
             if row is None:
                 raise UnknownRun(f"There is no training run {run_id[:200]!r}.")
-            run = Run(row, ops.LoraSpec(**row.lora), ended=_OF_EARLIER_LIFE)
+            ended = _OF_EARLIER_LIFE if row.copied_from is None else _holds_a_copy(row)
+            run = Run(row, ops.LoraSpec(**row.lora), ended=ended)
             run = self._runs.setdefault(run_id, run)
         return run
 
-    def ended(self, run_id: str) -> str | None:
+    async def copy_weights(self, body: tinker.CopyWeights, owner: str, key: str | None) -> str:
+        """Copy a checkpoint; returns the copy's path. Raises as `Copies.copy` does, and
+        `UnknownSession`."""
+        if body.session_id is not None:
+            await self.live_session(body.session_id)
+        return str(await self.copies.copy(body, by=owner, key=key))
+
+    def ended(self, row: RunRow) -> str | None:
         """Why a run computes no more; None while it does."""
-        run = self._runs.get(run_id)
+        if row.copied_from is not None:
+            return _holds_a_copy(row)
+        run = self._runs.get(row.id)
         return _OF_EARLIER_LIFE if run is None else run.ended
 
     async def submit(
@@ -359,6 +382,7 @@ class TinkerService:
                 await self.futures.tidy(self._limits.keep_results)
                 await self.checkpoints.delete_expired()
                 self.sampling.completions.tidy(self._limits.keep_results)
+                await asyncio.to_thread(self.traces.tidy)
             except Exception:
                 self._log.exception("Housekeeping failed; it is tried again.")
 
@@ -372,6 +396,13 @@ def _request(
     run_id: str, seq_id: int, kind: str, payload: bytes, *, forward_only: bool = False
 ) -> Request:
     return Request(uuid.uuid4().hex, run_id, seq_id, kind, payload, forward_only)
+
+
+def _holds_a_copy(row: RunRow) -> str:
+    return (
+        f"Run {row.id} only holds a copy of {row.copied_from} and cannot be trained; create a "
+        "training client from the copy's path instead."
+    )
 
 
 def _refuse_optimizer(config: tinker.OptimizerConfig | None) -> None:

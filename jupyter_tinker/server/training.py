@@ -224,13 +224,12 @@ class Trainer:
 
     async def _save_external(self, run: Run, request: Request) -> Outcome:
         body = tinker.parse(tinker.SaveWeightsExternal, request.payload)
-        if body.age_encryption_recipients:
-            raise ops.OpError(
-                "This server does not encrypt external weights; save them without "
-                "age_encryption_recipients."
-            )
         path = _path(run, "external_weights", body.path, request)
-        size = await self._save(run, path, body.ttl_seconds, None)
+        if await self._checkpoints.exists(path):
+            raise ops.OpError(f"There is a checkpoint {path} already; choose another name.")
+        size = await self._save(
+            run, path, body.ttl_seconds, None, recipients=body.age_encryption_recipients
+        )
         answer = {"path": str(path), "size_bytes": size, "type": "save_weights_external"}
         return success(answer), None
 
@@ -240,21 +239,26 @@ class Trainer:
         path: CheckpointPath,
         ttl_seconds: int | None,
         user_metadata: dict[str, str] | None,
+        *,
+        recipients: list[str] | None = None,
     ) -> int:
         folder = str(self._checkpoints.folder(path))
         base = run.row.hub_id or run.row.base_path  # what PEFT can load the base from
-        result, _ = await self._ask(run, ops.SaveCheckpoint(run.id, path.kind, folder, base))
-        info = ops.SaveInfo(**result)
-        await self._checkpoints.add(
-            path,
-            base_model=run.row.base_model,
-            base_path=run.row.base_path,
-            lora=asdict(run.lora),
-            step=info.step,
-            size_bytes=info.size_bytes,
-            user_metadata=user_metadata,
-            expires_at=None if ttl_seconds is None else time.time() + ttl_seconds,
-        )
+        op = ops.SaveCheckpoint(run.id, path.kind, folder, base, recipients)
+        async with self._checkpoints.lock(path):
+            result, _ = await self._ask(run, op)
+            info = ops.SaveInfo(**result)
+            await self._checkpoints.add(
+                path,
+                by=run.row.owner,
+                base_model=run.row.base_model,
+                base_path=run.row.base_path,
+                lora=asdict(run.lora),
+                step=info.step,
+                size_bytes=info.size_bytes,
+                user_metadata=user_metadata,
+                expires_at=None if ttl_seconds is None else time.time() + ttl_seconds,
+            )
         return info.size_bytes
 
 

@@ -183,6 +183,8 @@ class SaveCheckpoint(Op):
     kind: CheckpointKind
     folder: str
     base_model_name: str  # what `adapter_config.json` says the base is
+    # Whom every file is encrypted to (age, or ssh public keys); None leaves them readable.
+    recipients: list[str] | None = None
 
 
 @dataclass(frozen=True)

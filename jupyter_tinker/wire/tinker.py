@@ -6,10 +6,18 @@ JSON bodies are pydantic models; of the one binary body only the address is read
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+import json
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from google.protobuf.message import DecodeError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from . import ops
 from .tinker_pb2 import ForwardBackwardEnvelope
@@ -46,6 +54,46 @@ class Finish(_Request):
 
 class SessionHeartbeat(_Request):
     session_id: str
+
+
+class ProjectUpdate(_Request):
+    project_id: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class SearchOwner(_Request):
+    """Whose sessions: on a server with one owner, "own" and "accessible" are everybody's."""
+
+    type: Literal["own", "accessible", "user"] = "own"
+    owner_urns: Annotated[list[str], Field(min_length=1, max_length=10)] | None = None
+
+    @model_validator(mode="after")
+    def _users_are_named(self) -> Self:
+        if (self.type == "user") != (self.owner_urns is not None):
+            raise ValueError("owner_urns belong to an owner of the type user, which needs them")
+        return self
+
+
+class SessionStatus(_Request):
+    type: Literal["active", "cancelled", "failed", "client_finished"]
+    reasons: (
+        Annotated[list[Literal["success", "errored", "interrupted"]], Field(min_length=1)] | None
+    ) = None
+
+
+class SearchCursor(_Request):
+    last_created_at: AwareDatetime
+    last_session_id: str
+
+
+class SessionSearch(_Request):
+    session_id: str | None = None
+    project_ids: list[str] | None = None
+    user_metadata: dict[str, str] = {}
+    display_name: Annotated[str, Field(min_length=1)] | None = None
+    owner: SearchOwner = SearchOwner()
+    statuses: Annotated[list[SessionStatus], Field(min_length=1)] | None = None
+    limit: int = Field(default=50, ge=1, le=200)
+    cursor: SearchCursor | None = None
 
 
 class LoraConfig(_Request):
@@ -209,6 +257,17 @@ class TinkerPath(_Request):
     tinker_path: str
 
 
+class CopyWeights(_Request):
+    """A checkpoint into a new run, of a session or of a project. There is one owner, so that a
+    token for other accounts' weights has no meaning and is ignored."""
+
+    source_path: str
+    session_id: str | None = None
+    model_seq_id: SeqId | None = None
+    destination_project_id: str | None = None
+    ttl_seconds: Ttl | None = None
+
+
 class TtlUpdate(_Request):
     ttl_seconds: Ttl | None
 
@@ -227,6 +286,16 @@ def parse(model: type[M], body: bytes) -> M:
         return model.model_validate_json(body or b"{}")
     except ValidationError as error:
         raise BadRequest(_sentence(error)) from None
+
+
+def string_values(metadata: dict[str, Any] | None) -> dict[str, str] | None:
+    """Metadata as the SDK reads it back: it takes any JSON in, and only strings out."""
+    if metadata is None:
+        return None
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in metadata.items()
+    }
 
 
 def _sentence(error: ValidationError) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import pytest
 
 from tests.cookbook.conftest import StartRecipe
-from tests.cookbook.workdir import MODEL, TEACHER, read_rows
+from tests.cookbook.workdir import MODEL, read_rows
 from tests.servers import Server
 
 pytestmark = [pytest.mark.cookbook, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -16,12 +16,13 @@ ROUTES = sorted(
     pattern.lstrip("/").removesuffix("/?").replace("([^/]+)", "x").replace("(?:/.*)?", "/x")
     for pattern, *_ in HANDLERS
 )
-SIGNED = "tinker/api/v1/external/x/x/x"
+# A signature in their URLs stands in for a key.
+SIGNED = [f"tinker/api/v1/{route}" for route in ("external/x/x/x", "archives/x/x/x", "traces/x")]
 
 
 @pytest.mark.parametrize("key", ["", "tml-wrong", "tml-key-wrong", "wrong"])
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
-@pytest.mark.parametrize("route", [route for route in ROUTES if route != SIGNED])
+@pytest.mark.parametrize("route", [route for route in ROUTES if route not in SIGNED])
 def test_strangers_get_401_everywhere(a_server: Server, route: str, method: str, key: str) -> None:
     body = None if method == "GET" else b"{}"
     status, answer = a_server.fetch(route, body, method=method, key=key)
@@ -30,9 +31,12 @@ def test_strangers_get_401_everywhere(a_server: Server, route: str, method: str,
     assert "X-API-Key" in (answer["error"]["message"] if in_openais_form else answer["detail"])
 
 
-def test_a_signed_url_needs_its_signature(a_server: Server) -> None:
-    assert a_server.fetch(SIGNED, key="")[0] == 403
-    assert a_server.fetch(f"{SIGNED}?expires=99999999999&signature=00", key="")[0] == 403
+@pytest.mark.parametrize("route", SIGNED)
+def test_a_signed_url_needs_its_signature(a_server: Server, route: str) -> None:
+    assert route in ROUTES
+    assert a_server.fetch(route, key="")[0] == 403
+    assert a_server.fetch(route)[0] == 403
+    assert a_server.fetch(f"{route}?expires=99999999999&signature=00", key="")[0] == 403
 
 
 def test_the_servers_token_opens_in_jupyters_ways_too(a_server: Server) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, text
 
 from jupyter_tinker.server import database as database_module
 from jupyter_tinker.server.checkpoints import (
@@ -51,6 +53,26 @@ def test_migrations_end_where_the_schema_says(database: Database) -> None:
         context = MigrationContext.configure(connection)
         assert context.get_current_revision() == HEAD
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    config = Config()
+    migrations = Path(database_module.__file__).parent / "migrations"
+    config.set_main_option("script_location", str(migrations))
+    engine = create_engine(default_url(tmp_path))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO runs VALUES ('s:train:0', 's', 'ada', 'tiny', '/models/tiny', NULL,"
+                " 'LlamaForCausalLM', '{\"rank\": 4}', NULL, 1.0, 2.0)"
+            )
+        )
+    engine.dispose()
+    row = Database(default_url(tmp_path)).run(lambda db: db.get_one(RunRow, "s:train:0"))
+    assert (row.owner, row.lora, row.last_request_at) == ("ada", {"rank": 4}, 2.0)
+    assert row.copied_from is None
 
 
 def _run(session_id: str = "s") -> RunRow:

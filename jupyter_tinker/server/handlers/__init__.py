@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import checkpoints, futures, openai, runs, sampling, sessions, training
+from . import (
+    account,
+    checkpoints,
+    downloads,
+    futures,
+    openai,
+    runs,
+    sampling,
+    sessions,
+    training,
+)
 from .base import NotFoundHandler
 
 _API = [
@@ -13,6 +23,8 @@ _API = [
     *sampling.HANDLERS,
     *futures.HANDLERS,
     *checkpoints.HANDLERS,
+    *downloads.HANDLERS,
+    *account.HANDLERS,
 ]
 
 HANDLERS: list[tuple[Any, ...]] = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from http.client import responses
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +33,9 @@ T = TypeVar("T")
 _SMALL_BODY = 2**16
 # Of a body that is refused, so much is read before the connection is cut.
 _DRAINED = 2**33
+
+# How Jupyter names a person of whom it only knows that they have the token.
+_ANONYMOUS = re.compile(r"[0-9a-f]{32} Anonymous \w+")
 
 _NO_KEY = (
     "Authentication failed: send X-API-Key (or Authorization: Bearer) with tml- and the Jupyter "
@@ -72,7 +77,10 @@ class TinkerHandler(APIHandler):
 
     @property
     def username(self) -> str:
-        return str(self.current_user.username)
+        """Who asks, by a name that stays: for a request by token Jupyter makes up a new one."""
+        user = self.current_user
+        anonymous = _ANONYMOUS.fullmatch(f"{user.username} {user.name}")
+        return "jupyter" if anonymous else str(user.username)
 
     # Who asks
 
@@ -185,6 +193,19 @@ class TinkerHandler(APIHandler):
         if not text.isdecimal() or len(text) > 18:
             raise web.HTTPError(400, f"{name} must be a whole number, and is {text[:50]!r}.")
         return min(int(text), largest)
+
+    def check_access_scope(self) -> None:
+        """Both scopes are the same here, where who may ask sees all. Raises 400 for others."""
+        scope = self.get_query_argument("access_scope", "owned")
+        if scope not in ("owned", "accessible"):
+            raise web.HTTPError(
+                400, f"access_scope must be owned or accessible, and is {scope[:50]!r}."
+            )
+
+
+def rfc3339(seconds: float) -> str:
+    """A time of the database as the SDK reads it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def _status(error: object) -> int | None:

@@ -67,7 +67,7 @@ class RunsHandler(TinkerHandler):
         offset = self.int_argument("offset", 0, 2**31)
         rows, total = await self.service.journal.runs(limit, offset)
         last = await self.service.journal.last_steps([row.id for row in rows])
-        runs = [run_json(row, last.get(row.id), self.service.ended(row.id)) for row in rows]
+        runs = [run_json(row, last.get(row.id), self.service.ended(row)) for row in rows]
         self.reply({"runs": runs, "total": total})
 
 

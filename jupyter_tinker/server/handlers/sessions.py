@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from typing import Any
 
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from ...wire import tinker
-from .base import TinkerHandler
+from ..legacy import check_version
+from ..session_index import NO_PROJECT, Found
+from .base import TinkerHandler, rfc3339
 
 # Samples in flight of a client that polls for each of them by a connection of its own.
 _MAX_POLLS = 256
@@ -70,6 +72,7 @@ class CreateSessionHandler(TinkerHandler):
     @authorized
     async def post(self) -> None:
         body = await self.parse(tinker.CreateSession)
+        check_version(body.sdk_version)
         key = self.request.headers.get("X-Idempotency-Key")
         session_id = await self.service.create_session(body, self.username, key)
         self.reply({"session_id": session_id, "type": "create_session"})
@@ -83,6 +86,7 @@ class HeartbeatHandler(TinkerHandler):
         session = await self.service.session(body.session_id)
         if session.finished_at is not None:
             raise web.HTTPError(410, f"Session {session.id} has ended.")
+        self.service.session_index.heard_of(session.id)
         self.reply({"type": "session_heartbeat"})
 
 
@@ -101,6 +105,7 @@ class SessionsHandler(TinkerHandler):
     async def get(self) -> None:
         limit = self.int_argument("limit", 20, 1000)
         offset = self.int_argument("offset", 0, 2**31)
+        self.check_access_scope()
         self.reply({"sessions": await self.service.journal.sessions(limit, offset)})
 
 
@@ -108,6 +113,7 @@ class SessionHandler(TinkerHandler):
     @web.authenticated
     @authorized
     async def get(self, session_id: str) -> None:
+        self.check_access_scope()
         session = await self.service.session(session_id)
         runs, _ = await self.service.journal.runs(10_000, 0, session_id)
         samplers = await self.service.sampling.samplers.of_session(session_id)
@@ -115,10 +121,60 @@ class SessionHandler(TinkerHandler):
             {
                 "training_run_ids": [run.id for run in runs],
                 "sampler_ids": [sampler.id for sampler in samplers],
-                "user_metadata": string_values(session.user_metadata),
+                "user_metadata": tinker.string_values(session.user_metadata),
                 "display_name": session.display_name,
             }
         )
+
+
+class SearchHandler(TinkerHandler):
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        found, more = await self.service.session_index.search(
+            await self.parse(tinker.SessionSearch)
+        )
+        last = found[-1].row if more else None
+        self.reply(
+            {
+                "sessions": [_summary(session) for session in found],
+                "next_cursor": last
+                and {"last_created_at": rfc3339(last.created_at), "last_session_id": last.id},
+            }
+        )
+
+
+def _summary(found: Found) -> dict[str, Any]:
+    """A session as the SDK's `SessionSummary`."""
+    row = found.row
+    status: dict[str, Any] | None = {"type": "active"} if found.alive else None
+    if row.finished_at is not None:
+        reason = {"type": row.finish_reason}
+        status = {"type": "client_finished", "reason": reason, "detail": row.finish_detail}
+    return {
+        "session_id": row.id,
+        "created_at": rfc3339(row.created_at),
+        "owner": row.owner,
+        "project_id": row.project_id or NO_PROJECT,
+        "status": status,
+        "checkpoints_count": found.checkpoints,
+        "checkpoint_storage_bytes": found.checkpoint_bytes,
+        "display_name": row.display_name,
+        "user_metadata": tinker.string_values(row.user_metadata),
+    }
+
+
+class ProjectHandler(TinkerHandler):
+    """A project is a name that sessions are found by; whoever may ask may use any."""
+
+    @web.authenticated
+    @authorized
+    async def put(self, session_id: str) -> None:
+        body = await self.parse(tinker.ProjectUpdate)
+        await self.service.session(session_id)
+        index = self.service.session_index
+        await index.assign(session_id, body.project_id, by=self.username)
+        self.reply({})
 
 
 class TelemetryHandler(TinkerHandler):
@@ -128,16 +184,6 @@ class TelemetryHandler(TinkerHandler):
     @authorized
     async def post(self) -> None:
         self.reply({"status": "accepted"})
-
-
-def string_values(metadata: dict[str, object] | None) -> dict[str, str] | None:
-    """Metadata as the SDK reads it back: it takes any JSON in, and only strings out."""
-    if metadata is None:
-        return None
-    return {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in metadata.items()
-    }
 
 
 _ID = r"([^/]+)"
@@ -150,6 +196,8 @@ HANDLERS = [
     (r"/session_heartbeat", HeartbeatHandler),
     (r"/telemetry", TelemetryHandler),
     (r"/sessions", SessionsHandler),
+    (r"/sessions/search", SearchHandler),
     (rf"/sessions/{_ID}", SessionHandler),
+    (rf"/sessions/{_ID}/project", ProjectHandler),
     (rf"/sessions/{_ID}/finish", FinishHandler),
 ]
