@@ -15,7 +15,9 @@ def test_every_route_is_documented() -> None:
         for quoted in re.findall(r"`([^`]+)`", text)
         for word in quoted.split()
     }
-    for pattern, *_ in HANDLERS[:-1]:  # the last one answers for what does not exist
+    for pattern, *_ in HANDLERS:
+        if pattern.endswith("(?:/.*)?"):
+            continue  # answers for what does not exist
         route = re.sub(r"\(\[\^/\]\+\)", "*", pattern.removesuffix("/?"))
         name = route.removeprefix("/tinker/").removeprefix("api/v1/")
         assert name in told, f"docs/api.md does not tell of {name}"
