@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cookbook.workdir import MODEL, make_workdir
+from tests.cookbook.workdir import MODEL, TEACHER, make_workdir
 from tests.servers import Server, start_server
 
 PYTHON = Path(__file__).parents[2] / ".venv-cookbook" / "bin" / "python"
@@ -52,8 +52,9 @@ def workdir(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[Server]:
-    """A server that serves SmolLM2 to whoever asks for the cookbook's model."""
-    server = start_server(tmp_path_factory.mktemp("server"), models={MODEL: smollm2})
+    """A server that serves SmolLM2 to whoever asks for one of the cookbook's models."""
+    models = {MODEL: smollm2, TEACHER: smollm2}
+    server = start_server(tmp_path_factory.mktemp("server"), models=models)
     yield server
     server.stop()
 

@@ -48,6 +48,23 @@ def logprobs(client: Any) -> list[float]:
     return [float(value) for value in output["logprobs"].data]
 
 
+def sample(client: Any) -> list[Any]:
+    """Tokens and log-probabilities of three samples, and those of their prompt."""
+    params = types.SamplingParams(max_tokens=6, seed=3, temperature=0.7)
+    response = now(
+        client.sample(
+            prompt=types.ModelInput.from_ints(TOKENS),
+            num_samples=3,
+            sampling_params=params,
+            include_prompt_logprobs=True,
+        )
+    )
+    scores = now(client.compute_logprobs(types.ModelInput.from_ints(TOKENS)))
+    assert scores == response.prompt_logprobs
+    made = [[list(one.tokens), list(one.logprobs), one.stop_reason] for one in response.sequences]
+    return [made, scores]
+
+
 def refusal(client: Any) -> str:
     try:
         now(client.forward_backward([datum()], "no_such_loss"))
@@ -78,6 +95,8 @@ def main() -> None:
     now(client.load_state(path))
     seen["back"] = logprobs(client)
     seen["sampler"] = now(client.save_weights_for_sampler("half")).path
+    seen["sampled"] = sample(now(service.create_sampling_client(model_path=seen["sampler"])))
+    seen["sampled now"] = sample(now(client.save_weights_and_get_sampling_client()))
     seen["refusal"] = refusal(client)
     rest = service.create_rest_client()
     listed = now(rest.list_checkpoints(info.model_id)).checkpoints

@@ -18,7 +18,18 @@ from tests.servers import Server, start_server
 
 STORY = Path(__file__).with_name("story.py")
 OLD = ("0.25.0", "0.30.4")
-SAME = ("models", "rank", "losses", "logprobs", "loaded", "resumed", "went on", "back", "run")
+SAME = (
+    "models",
+    "rank",
+    "losses",
+    "logprobs",
+    "loaded",
+    "resumed",
+    "went on",
+    "back",
+    "run",
+    "sampled",
+)
 pytestmark = [pytest.mark.e2e, pytest.mark.sdk_matrix]
 
 
@@ -52,6 +63,7 @@ def present(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     assert told["losses"][2] < 0.9 * told["losses"][0]
     assert told["resumed"] == told["went on"]
     assert told["loaded"] == told["back"] == told["logprobs"]
+    assert told["sampled now"] == told["sampled"]
     assert "no_such_loss" in told["refusal"]
     return dict(told)
 

@@ -16,7 +16,7 @@ def test_every_route_is_documented() -> None:
         for word in quoted.split()
     }
     for pattern, *_ in HANDLERS:
-        if pattern.endswith("(?:/.*)?"):
+        if "(?:/.*)?" in pattern:
             continue  # answers for what does not exist
         route = re.sub(r"\(\[\^/\]\+\)", "*", pattern.removesuffix("/?"))
         name = route.removeprefix("/tinker/").removeprefix("api/v1/")
