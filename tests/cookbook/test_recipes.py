@@ -46,17 +46,17 @@ def test_rl_learns_arithmetic(run_recipe: RunRecipe) -> None:
         "math_rl.train",
         env="arithmetic",
         groups_per_batch=8,
-        group_size=4,
+        group_size=8,
         max_tokens=4,
         learning_rate=5e-4,
-        max_steps=12,
+        max_steps=8,
         eval_every=0,
         save_every=0,
         **_LOSS,
     )
     correct = column(rows, "env/all/correct")
-    assert len(correct) == 12
-    assert mean(correct[-4:]) > mean(correct[:2]) + 0.05, correct
+    assert len(correct) == 8
+    assert mean(correct[3:]) > correct[0] + 0.05, correct
     # What the sampler says of its tokens is what training computes for the same weights.
     assert max(map(abs, column(rows, "optim/kl_sample_train_v2"))) < 1e-5
 
