@@ -61,12 +61,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[
 
 @pytest.fixture
 def start_recipe(server: Server, workdir: Path, tmp_path: Path) -> Iterator[StartRecipe]:
-    """Starts `python -m tinker_cookbook.recipes.NAME base_url=... KEY=VALUE ...`."""
+    """Starts `python -m tinker_cookbook.recipes.NAME KEY=VALUE ...`."""
     if not PYTHON.exists():
         pytest.fail("The cookbook's environment is not there; `make test` makes it.")
-    # Nothing of this process's own settings: the recipe gets a key and base_url, and no network.
+    # Nothing of this process's own settings: the recipe gets a URL and a key, and no network.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TINKER_")}
-    env |= {"TINKER_API_KEY": server.key, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    env |= {"TINKER_BASE_URL": server.url, "TINKER_API_KEY": server.key}
+    env |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     env |= {"HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     recipes: list[Recipe] = []
 
@@ -76,7 +77,7 @@ def start_recipe(server: Server, workdir: Path, tmp_path: Path) -> Iterator[Star
         log_file = tmp_path / f"recipe-{len(recipes)}.log"
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                [*command, f"base_url={server.url}", *arguments],
+                [*command, *arguments],
                 cwd=workdir,
                 env=env,
                 stdout=log,

@@ -117,8 +117,6 @@ def test_games_of_several_turns(run_recipe: RunRecipe) -> None:
 
 
 def test_sl_basic(run_recipe: RunRecipe) -> None:
-    rows = run_recipe("sl_basic", max_steps=2, eval_every=1, save_every=0, learning_rate=1e-3)
+    rows = run_recipe("sl_basic", max_steps=2, save_every=0, learning_rate=1e-3)
     losses = column(rows, "train_mean_nll")
-    assert losses[1] < losses[0]
-    held_out = column(rows, "test/nll")
-    assert held_out[-1] < held_out[0]
+    assert losses[1] < losses[0] - 0.5, "the same 128 chats again"
