@@ -51,12 +51,12 @@ def cli(a_server: Server, tmp_path: Path) -> Run:
             timeout=120,
             start_new_session=True,  # no terminal to ask for a key on
         )
-        # Its transport's threads now and then abort the process as it ends, when all has been said.
-        ended = -signal.SIGABRT if code == 0 and done.stdout else code
-        assert done.returncode in (code, ended), done.stderr + done.stdout
+        # Now and then the program aborts when it has said all it has to say, without a Python frame
+        # on its stack; why is not known. What it said is judged all the same.
+        assert done.returncode in (code, -signal.SIGABRT), done.stderr + done.stdout
         assert "Traceback" not in done.stderr + done.stdout
-        if code == 1:
-            assert re.search("^Error: ", done.stderr, re.MULTILINE), done.stderr
+        failed = re.search("^Error: ", done.stderr, re.MULTILINE) is not None
+        assert failed == (code == 1), done.stderr + done.stdout
         return done
 
     return _run
