@@ -39,8 +39,7 @@ def logprobs(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
 
 def tokens(logprobs: torch.Tensor, choices: Sequence[Choice], uniforms: np.ndarray) -> torch.Tensor:
     """(B, V) log-probabilities and (B,) numbers in [0, 1) -> (B,) tokens."""
-    # In float64: a float32 sum over a vocabulary is off by more than a rare token's probability.
-    weights = logprobs.double().exp_()  # (B, V)
+    weights = logprobs.exp()  # (B, V)
     for row, choice in enumerate(choices):
         if choice.truncates:
             weights[row] = _truncated(weights[row], choice)
@@ -53,11 +52,13 @@ def tokens(logprobs: torch.Tensor, choices: Sequence[Choice], uniforms: np.ndarr
 
 def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The token at which the cumulated weights pass the uniform share of their sum."""
-    sums = weights.cumsum(dim=-1)
-    at = torch.searchsorted(sums, (uniforms * sums[:, -1])[:, None], right=True)[:, 0]
-    # Rounding may put the number at the very end, behind which there is no token.
-    last = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(dim=-1)
-    return torch.minimum(at, last)
+    # In float64: a float32 sum over a vocabulary is off by more than a rare token's probability.
+    sums = weights.cumsum(dim=-1, dtype=torch.float64)
+    total = sums[:, -1]
+    # Below the sum, whatever rounding says: at it there is no token.
+    share = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
+    at = torch.searchsorted(sums, share[:, None], right=True)[:, 0]
+    return at.clamp_(max=weights.shape[-1] - 1)  # where the weights are NaN
 
 
 def _truncated(weights: torch.Tensor, choice: Choice) -> torch.Tensor:
@@ -65,8 +66,8 @@ def _truncated(weights: torch.Tensor, choice: Choice) -> torch.Tensor:
     count = min(choice.top_k or len(weights), len(weights))
     # Stable, so that ties always fall the same way.
     order = weights.argsort(descending=True, stable=True)[:count]
-    chosen = weights[order]
+    chosen = weights[order].double()
     before = chosen.cumsum(0) - chosen
     chosen = chosen.masked_fill(before >= choice.top_p * chosen.sum(), 0.0)
     chosen[0] = weights[order[0]]
-    return torch.zeros_like(weights).scatter_(0, order, chosen)
+    return torch.zeros_like(weights).scatter_(0, order, chosen.to(weights.dtype))
