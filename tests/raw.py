@@ -79,13 +79,18 @@ class RawRun:
     def poll(self, request_id: str) -> tuple[int, Any]:
         return self.post("retrieve_future", {"request_id": request_id})
 
-    def result(self, request_id: str) -> Any:
-        """The result: a dict, or a `ForwardBackwardOutput`."""
+    def poll_until(self, request_id: str) -> Any:
+        """The body of the result: JSON, or bytes."""
         status, answer, started = 408, None, time.monotonic()
         while status == 408:
             assert time.monotonic() - started < 90, f"request {request_id} is still pending"
             status, answer = self.poll(request_id)
         assert status == 200, answer
+        return answer
+
+    def result(self, request_id: str) -> Any:
+        """The result: a dict, or a `ForwardBackwardOutput`."""
+        answer = self.poll_until(request_id)
         return pb.ForwardBackwardOutput.FromString(answer) if isinstance(answer, bytes) else answer
 
     def loss(self, request_id: str) -> float:
