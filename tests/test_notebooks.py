@@ -49,6 +49,8 @@ def test_quickstart(server: Server, in_a_kernel_of) -> None:
     )
     assert f"Tinker at {server.url}" in text
     assert "held-out loss:" in text
+    (answers,) = (cell for cell in notebook.cells if "sampler.sample(" in cell.source)
+    assert answers.outputs[0].text.count("ay") > 4, "it speaks pig latin"
     figures = [
         output["data"]["application/vnd.plotly.v1+json"]
         for cell in notebook.cells
