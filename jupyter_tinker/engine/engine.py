@@ -26,6 +26,8 @@ from .sample import Sampling, snapshot
 from .train import Run
 
 Buffers = list[bytes]
+# A CPU is no faster with more, and a token of SmolLM2 takes 1.7 MB of activations.
+_MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
 _AnyOp = TypeVar("_AnyOp", bound=Op)
 
 
@@ -68,8 +70,8 @@ class Engine:
             raise OpError(
                 "an engine that has loaded models keeps its options; restart it", "server"
             )
-        if op.options.microbatch_tokens < 1:
-            raise OpError("microbatch_tokens must be at least 1")
+        if op.options.microbatch_tokens < 0:
+            raise OpError("microbatch_tokens must be at least 1, or 0 for what suits the device")
         self.placement = placement.choose(op.options, placement.Machine.detect())
         self.options = op.options
         if op.options.num_threads > 0:
@@ -118,7 +120,7 @@ class Engine:
         run = self._run(op.run)
         request = tensors.decode_request(op.body)
         loss = _loss(request.loss_fn, op.custom_loss)
-        result = train.forward_backward(run, loss, request, self.options.microbatch_tokens)
+        result = train.forward_backward(run, loss, request, self._microbatch_tokens)
         body = tensors.encode_output(result.outputs, result.metrics)
         return ops.ForwardBackwardStats(
             loss_sum=result.loss_sum,
@@ -211,6 +213,13 @@ class Engine:
 
     def _info(self, run: Run) -> ops.RunInfo:
         return ops.RunInfo(run.lora, run.adapter.weights.numel(), run.step)
+
+    @property
+    def _microbatch_tokens(self) -> int:
+        device = self.placement.torch_device.type
+        return self.options.microbatch_tokens or _MICROBATCH_TOKENS.get(
+            device, _MICROBATCH_TOKENS["cuda"]
+        )
 
     def _memory_bytes(self) -> int:
         device = self.placement.torch_device

@@ -70,11 +70,12 @@ class EngineSupervisor(LoggingConfigurable):
         model runs on CUDA in bfloat16, else PyTorch's scaled dot product attention.""",
     )
     microbatch_tokens = Integer(
-        4096,
-        min=1,
+        0,
+        min=0,
         config=True,
-        help="""Most tokens, padding included, in one forward pass. Larger batches are split;
-        lower it when the device runs out of memory.""",
+        help="""Most tokens, padding included, in one forward pass of training. Larger batches are
+        split; lower it when the device runs out of memory. 0 is 1024 on the CPU and 4096 on a
+        GPU.""",
     )
     num_threads = Integer(
         0,

@@ -42,7 +42,8 @@ class EngineOptions:
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     dtype: str = "auto"  # "auto", "float32", "bfloat16"
     attention: str = "auto"  # "auto", "sdpa", "eager", "flash_attention_2"
-    microbatch_tokens: int = 4096  # most tokens, padding included, in one forward pass
+    # Most tokens, padding included, in one forward pass of training; 0: what suits the device.
+    microbatch_tokens: int = 0
     num_threads: int = 0  # CPU threads of torch; 0 leaves torch's default
     # Memory for the keys and values of what is being sampled; 0: what suits the device.
     sampling_cache_mb: int = 0

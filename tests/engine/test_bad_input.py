@@ -293,7 +293,7 @@ def test_logits_computed_in_an_unknown_way_are_refused(
         ({"dtype": "float8"}, "no dtype 'float8'"),
         ({"attention": "selective"}, "no attention 'selective'"),
         ({"attention": "flash_attention_2", "device": "cpu"}, "needs the flash-attn package"),
-        ({"microbatch_tokens": 0}, "at least 1"),
+        ({"microbatch_tokens": -1}, "at least 1"),
     ],
     ids=str,
 )
