@@ -72,6 +72,7 @@ class Lane:
 
         If it raises, those that took part are given up and `touched` by it.
         """
+        self._touched = []
         admitted = self._admit(room)
         with torch.no_grad(), self._model.using(self.sampler.weights):
             if admitted:
