@@ -70,7 +70,7 @@ class Lane:
     def step(self, room: int) -> list[Completion]:
         """One step, in `room` bytes of keys and values; returns the requests it brought to an end.
 
-        If it raises, those that took part are given up and `touched` by it.
+        If it raises, `abandon` gives up those that took part.
         """
         self._touched = []
         admitted = self._admit(room)
@@ -86,9 +86,10 @@ class Lane:
 
     def abandon(self) -> list[Completion]:
         """Give up the requests of a step that has failed, and return them."""
-        for completion in self._touched:
+        given_up = self._touched or self.completions  # all, if it did not come to choose some
+        for completion in given_up:
             self.remove(completion)
-        return self._touched
+        return given_up
 
     def remove(self, completion: Completion) -> None:
         """Give up a request."""
