@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,12 @@ class Recipe:
         return self.process.wait(seconds)
 
     def interrupt(self) -> int:
-        """Ctrl-C, as a person would."""
-        self.process.send_signal(signal.SIGINT)
+        """Ctrl-C, as a person would: again, if nothing comes of it. Python drops an interrupt that
+        arrives in the midst of a destructor."""
+        for _ in range(10):
+            self.process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(1)
         return self.process.wait(60)
 
 
