@@ -12,8 +12,6 @@ server's names for checkpoints.
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,6 +43,7 @@ _MEAN = "exp_avg."
 _SQUARE = "exp_avg_sq."
 
 Tensors = dict[str, torch.Tensor]
+_sync = staging.sync
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def save(
     try:
         _make(folder.parent)
         _restore_interrupted(folder)
-        _clear_unfinished(folder)
+        staging.clear(folder)
         fresh = staging.fresh_folder(folder)
         try:
             _write(run, kind, fresh, base_model_name, recipients)
@@ -207,14 +206,6 @@ def _make(folder: Path) -> None:
         _sync(path.parent)
 
 
-def _clear_unfinished(folder: Path) -> None:
-    """Remove what writers that died left of `folder`; nobody else writes to a run's folder."""
-    unfinished = re.compile(rf"\.{re.escape(folder.name)}\.[^.]+\.tmp")
-    for path in folder.parent.iterdir():
-        if unfinished.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _replace(fresh: Path, folder: Path) -> None:
     """Put `fresh` in the place of `folder`; at every moment one of the two is whole on the disk."""
     old = _aside(folder)
@@ -242,16 +233,6 @@ def _restore_interrupted(folder: Path) -> None:
 
 def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt":  # which syncs neither folders nor what is open for reading
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _free_space(folder: Path) -> str:

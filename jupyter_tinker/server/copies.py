@@ -19,6 +19,7 @@ from ..wire import staging, tinker
 from ..wire.ops import OpError
 from .checkpoints import CheckpointPath, Checkpoints, parse_path
 from .database import Database
+from .runs import id_of_run
 from .schema import CheckpointRow, RunRow, SessionRow
 
 
@@ -78,7 +79,7 @@ def _place(db: Session, body: tinker.CopyWeights, key: str | None) -> tuple[str,
     if body.session_id is not None:
         if body.model_seq_id is None:
             raise tinker.BadRequest("copy_weights with a session_id needs a model_seq_id too.")
-        run_id = _run_id(body.session_id, body.model_seq_id)
+        run_id = id_of_run(body.session_id, body.model_seq_id)
         return run_id, db.get(RunRow, run_id)
     if body.destination_project_id is None:
         raise tinker.BadRequest(
@@ -88,12 +89,8 @@ def _place(db: Session, body: tinker.CopyWeights, key: str | None) -> tuple[str,
     if key is not None:
         by_key = select(SessionRow.id).where(SessionRow.idempotency_key == key)
         known = db.scalars(by_key).first()
-    run_id = _run_id(known or str(uuid.uuid4()), 0)
+    run_id = id_of_run(known or str(uuid.uuid4()), 0)
     return run_id, db.get(RunRow, run_id)
-
-
-def _run_id(session_id: str, number: int) -> str:
-    return f"{session_id}:train:{number}"
 
 
 def _add_run(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..wire import staging
 from ..wire.ops import OpError
 from . import child
 from .catalog import Catalog, UnknownModelError
@@ -221,11 +222,5 @@ def _run_engine(
 
 def _sync(path: Path) -> None:
     """Let the disk have what was written before a rename says that it is there."""
-    if os.name == "nt":  # which syncs neither folders nor what is open for reading
-        return
     for each in [*(path.iterdir() if path.is_dir() else ()), path]:
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        staging.sync(each)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..wire.ops import Category
 from .journal import Journal, Result
-from .schema import StepRow
+from .schema import RequestRow, StepRow
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +48,18 @@ class Request:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
+    def row(self, server: str) -> RequestRow:
+        """What the journal stores of it; `server` is the life of the server that accepts it."""
+        return RequestRow(
+            id=self.id,
+            run_id=self.run_id,
+            seq_id=self.seq_id,
+            kind=self.kind,
+            server=server,
+            payload=self.payload,
+            accepted_at=time.time(),
+        )
+
 
 class UnknownFuture(LookupError):
     """No request has this id."""
@@ -67,6 +79,10 @@ class Futures:
         self._fresh_bytes = 0
         self._retrieved: set[str] = set()
         self._storing: set[asyncio.Task[None]] = set()
+
+    async def accept(self, request: Request) -> str:
+        """Store a request; returns its id, or the id of the one that has its place already."""
+        return await self._journal.add_request(request.row(self._journal.server))
 
     def open(self, request: Request) -> None:
         self._pending[request.id] = request

@@ -68,6 +68,11 @@ class Run:
         return self.row.id
 
 
+def id_of_run(session_id: str, number: int) -> str:
+    """The id of a session's run: the SDK composes it by itself, in just this way."""
+    return f"{session_id}:train:{number}"
+
+
 class RunQueue:
     """Orders a run's requests by `seq_id`, starting with `first`.
 

@@ -24,7 +24,7 @@ from .pump import Engine, Pump
 from .runs import Run
 from .sample_jobs import Job, Outcome
 from .samplers import Samplers, Target, sampler_id
-from .schema import RequestRow, SamplerRow
+from .schema import SamplerRow
 from .turns import Turns
 
 _ENDED = "The session of this sampling client has ended; make a new ServiceClient."
@@ -65,7 +65,6 @@ class Sampling:
             max_loaded=limits.max_samplers,
             log=log,
         )
-        self._journal = journal
         self._futures = futures
         self._checkpoints = checkpoints
         self._catalog = catalog
@@ -226,17 +225,7 @@ class Sampling:
         """
         row = await self.get(sampler)
         request = Request(uuid.uuid4().hex, sampler, seq_id, "sample", payload)
-        request_id = await self._journal.add_request(
-            RequestRow(
-                id=request.id,
-                run_id=sampler,
-                seq_id=seq_id,
-                kind=request.kind,
-                server=self._journal.server,
-                payload=payload,
-                accepted_at=time.time(),
-            )
-        )
+        request_id = await self._futures.accept(request)
         if request_id == request.id:
             self._begin(row, request, samples)
         return request_id

@@ -24,10 +24,10 @@ from .database import Database
 from .futures import Futures, Request
 from .journal import Journal
 from .keys import Keys
-from .runs import Run, RunQueue
+from .runs import Run, RunQueue, id_of_run
 from .samplers import Samplers
 from .sampling import Sampling, SamplingLimits
-from .schema import RequestRow, RunRow, SessionRow
+from .schema import RunRow, SessionRow
 from .session_index import SessionIndex
 from .signing import Signer
 from .supervisor import EngineSupervisor
@@ -207,7 +207,7 @@ class TinkerService:
         request = _request(
             address.session_id, address.custom_loss_seq_id, "create_custom_loss", payload
         )
-        request_id = await self.journal.add_request(self._row(request))
+        request_id = await self.futures.accept(request)
         if request_id == request.id:
             self.futures.open(request)
             self._spawn(self._custom_losses.create(request))
@@ -259,7 +259,7 @@ class TinkerService:
     ) -> RunRow:
         now = time.time()
         return RunRow(
-            id=f"{body.session_id}:train:{body.model_seq_id}",
+            id=id_of_run(body.session_id, body.model_seq_id),
             session_id=body.session_id,
             owner=owner,
             base_model=base_model,
@@ -294,7 +294,7 @@ class TinkerService:
         if known is not None and known.copied_from is not None:
             raise tinker.BadRequest(_holds_a_copy(known))
         request = _request(run.id, 0, kind, payload)
-        request_id = await self.journal.add_run(run.row, self._row(request))
+        request_id = await self.journal.add_run(run.row, request.row(self.journal.server))
         if request_id == request.id:
             self._runs[run.id] = run
             self._queues[run.id] = self._queue(run, first=0)
@@ -344,7 +344,7 @@ class TinkerService:
         """
         run = await self.run(run_id)
         request = _request(run_id, seq_id, kind, payload, forward_only=forward_only)
-        request_id = await self.journal.add_request(self._row(request))
+        request_id = await self.futures.accept(request)
         if request_id == request.id:
             self._enqueue(run, request)
         return request_id
@@ -356,17 +356,6 @@ class TinkerService:
             self._spawn(self.trainer.perform(run, request))
         else:
             self._queues[run.id].put(request)
-
-    def _row(self, request: Request) -> RequestRow:
-        return RequestRow(
-            id=request.id,
-            run_id=request.run_id,
-            seq_id=request.seq_id,
-            kind=request.kind,
-            server=self.journal.server,
-            payload=request.payload,
-            accepted_at=time.time(),
-        )
 
     # Housekeeping
 

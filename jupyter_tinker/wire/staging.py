@@ -32,6 +32,25 @@ def fresh_folder(folder: Path) -> Path:
     return fresh
 
 
+def clear(folder: Path) -> None:
+    """Remove what writers that died left of `folder`, to which nobody writes now."""
+    unfinished = re.compile(rf"\.{re.escape(folder.name)}\.[^.]+\.tmp")
+    for path in folder.parent.iterdir():
+        if unfinished.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Let the disk have a file, or the names in a folder."""
+    if os.name == "nt":  # which syncs neither folders nor what is open for reading
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sweep(directory: Path, pattern: str) -> list[Path]:
     """Remove the temporary folders under `directory` that nobody fills any more; returns them."""
     stale = [folder for folder in directory.glob(f"{pattern}/.*.tmp") if _stale(folder)]
