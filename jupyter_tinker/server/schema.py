@@ -16,7 +16,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The revision that `migrations/versions` ends in; a test holds the two together.
-HEAD = "0004"
+HEAD = "0005"
 
 StrDict = dict[str, Any]
 
@@ -64,6 +64,9 @@ class RunRow(Base):
     created_at: Mapped[float] = mapped_column(index=True)
     last_request_at: Mapped[float]
     copied_from: Mapped[str | None]  # the checkpoint that this run only holds a copy of
+    started_from: Mapped[str | None]  # the checkpoint that its first weights were
+    ended: Mapped[str | None]  # why it computes no more
+    controls: Mapped[StrDict | None]  # of `wire.controls`, once a person has changed them
 
 
 class SamplerRow(Base):
@@ -78,6 +81,7 @@ class SamplerRow(Base):
     base_path: Mapped[str]
     model_path: Mapped[str | None]  # of the checkpoint, where it is one
     run_id: Mapped[str | None]  # whose weights were copied, where they were
+    position: Mapped[int | None]  # in that run's history, that they were copied at
     target: Mapped[str]  # its name in the engine, which several may share
     clients: Mapped[int] = mapped_column(default=0)  # that joined beside the first
     created_at: Mapped[float]
@@ -98,7 +102,6 @@ class RequestRow(Base):
     )  # a joined client counts from a billion times its own
     kind: Mapped[str]
     server: Mapped[str]  # the life of the server that accepted it
-    payload: Mapped[bytes | None]  # until it is done
     accepted_at: Mapped[float]
     done_at: Mapped[float | None] = mapped_column(index=True)
     failed: Mapped[bool] = mapped_column(default=False)
@@ -107,24 +110,106 @@ class RequestRow(Base):
     retrieved_at: Mapped[float | None]
 
 
+class PayloadRow(Base):
+    """What a request asked: until it is done and, if it changed its run, for as long as the run's
+    history reaches back to it. A table of its own: a request's row changes often."""
+
+    __tablename__ = "payloads"
+
+    request_id: Mapped[str] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(index=True)
+    body: Mapped[bytes]
+
+
+class OperationRow(Base):
+    """One change of a run's state, so that it can be made again.
+
+    Positions count a run's changes from 1, over all its branches.
+    """
+
+    __tablename__ = "operations"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str]  # of `history.Kind`
+    step: Mapped[int]  # the optimizer's, after it
+    request_id: Mapped[str | None]  # whose payload it was made of
+    adam: Mapped[StrDict | None]  # what an optimizer step was made with
+    time: Mapped[float]
+
+
+class BranchRow(Base):
+    """Where a run was rewound: positions from `first_position` on follow `parent_position`.
+
+    What lies between the two was abandoned. A run's first branch, 0, has no row.
+    """
+
+    __tablename__ = "branches"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    first_position: Mapped[int]
+    parent_position: Mapped[int]
+    step: Mapped[int]  # that it was rewound to
+    created_at: Mapped[float]
+    actor: Mapped[str]
+
+
+class SnapshotRow(Base):
+    """A run's whole state behind a position, in a file of the snapshots' directory."""
+
+    __tablename__ = "snapshots"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    step: Mapped[int]
+    file: Mapped[str]
+    size_bytes: Mapped[int]
+    sha256: Mapped[str]
+    created_at: Mapped[float]
+
+
+class EventRow(Base):
+    """Something other than a step that watchers are told; `id` rises over these and all steps."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_run_id_id", "run_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    run_id: Mapped[str | None]  # None: of the server or the engine
+    time: Mapped[float]
+    kind: Mapped[str]  # of `wire.events.Kind`
+    actor: Mapped[str | None]
+    step: Mapped[int | None]
+    data: Mapped[StrDict]
+
+
 class StepRow(Base):
-    """One optimizer step of a run; `id` rises over all runs."""
+    """One `optim_step` of a run; `id` rises over all runs, and over events."""
 
     __tablename__ = "steps"
     __table_args__ = (Index("ix_steps_run_id_id", "run_id", "id"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     run_id: Mapped[str]
+    branch: Mapped[int] = mapped_column(default=0)
     step: Mapped[int]
     time: Mapped[float]
+    skipped: Mapped[str | None]  # why the weights were left as they were
     loss_sum: Mapped[float | None]  # None: no forward_backward since the step before
     loss_mean: Mapped[float | None]  # per unit of weight
     weight_sum: Mapped[float]
     tokens: Mapped[int]
     datums: Mapped[int]
-    grad_norm: Mapped[float]
-    update_norm: Mapped[float]
+    grad_norm: Mapped[float | None]  # None: not finite, or not looked at
+    update_norm: Mapped[float | None]  # None: the step was skipped
+    # What was used, and what the client asked for; None in steps of earlier versions.
     learning_rate: Mapped[float]
+    learning_rate_requested: Mapped[float | None]
+    grad_clip_norm: Mapped[float | None]
+    grad_clip_norm_requested: Mapped[float | None]
+    weight_decay: Mapped[float | None]
+    weight_decay_requested: Mapped[float | None]
     compute_seconds: Mapped[float]
     wait_seconds: Mapped[float]
     memory_bytes: Mapped[int]
@@ -150,6 +235,7 @@ class CheckpointRow(Base):
     public: Mapped[bool] = mapped_column(default=False)
     user_metadata: Mapped[StrDict | None]
     expires_at: Mapped[float | None]
+    request_id: Mapped[str | None]  # that asked for it
 
 
 class CustomLossRow(Base):

@@ -84,6 +84,7 @@ class Op:
     """Base of all operations; `name` is the tag on the wire, by which `decode` finds the class."""
 
     name: ClassVar[str]
+    waits: ClassVar[bool] = True  # whether later operations wait until this one is answered
 
     def __init_subclass__(cls) -> None:
         _OPS[cls.name] = cls
@@ -189,6 +190,36 @@ class SaveCheckpoint(Op):
 
 
 @dataclass(frozen=True)
+class SnapshotRun(Op):
+    """Copy a run's whole state (weights, moments, accumulated gradients, step) and write it to
+    `file`. Result: `SnapshotInfo`.
+
+    The copy is made in the order of operations; the reply comes once the file is written, beside
+    what the engine does meanwhile.
+    """
+
+    name: ClassVar[str] = "snapshot_run"
+    waits: ClassVar[bool] = False
+    run: str
+    file: str
+
+
+@dataclass(frozen=True)
+class RestoreRun(Op):
+    """Make a run of a snapshot, or put its state into a living run of that name. Result: `RunInfo`.
+
+    Refused, with the category "server", if the file is missing, damaged or of another base model.
+    """
+
+    name: ClassVar[str] = "restore_run"
+    run: str
+    base_model: str
+    base_path: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class UnloadRun(Op):
     """Free a run's memory. Unknown runs are not an error. Result: empty."""
 
@@ -217,21 +248,34 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class ForwardBackwardStats:
-    loss_sum: float
+    loss_sum: float | None  # None: not finite
     weight_sum: float
     num_tokens: int
     num_datums: int
     seconds: float
+    # Why the gradients were left as they were: a loss or a gradient is not finite.
+    not_finite: str | None = None
 
 
 @dataclass(frozen=True)
 class OptimStepStats:
     step: int  # 1 after the first
-    grad_norm: float  # global, before clipping
-    update_norm: float  # global norm of the change of the weights
+    grad_norm: float | None  # global, before clipping; None: not finite
+    update_norm: float | None  # global norm of the change of the weights; None: skipped
     learning_rate: float
     seconds: float
     memory_bytes: int
+    # Why weights and optimizer were left as they were, and the gradients dropped.
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    size_bytes: int
+    sha256: str  # of the file
+    step: int
+    blocked_seconds: float  # for which the engine did nothing else
+    write_seconds: float  # in a thread beside it
 
 
 @dataclass(frozen=True)
