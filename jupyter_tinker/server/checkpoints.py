@@ -92,14 +92,16 @@ class Checkpoints:
         # Run ids are ours: hexadecimal digits, dashes and colons, which Windows does not allow.
         return f"{path.run_id.replace(':', '_')}/{path.kind}/{path.name}"
 
-    async def add(self, path: CheckpointPath, *, by: str = THE_SERVER, **values: Any) -> None:
+    async def add(
+        self, path: CheckpointPath, *, by: str = THE_SERVER, **values: Any
+    ) -> CheckpointRow:
         """Store the row of a checkpoint that is written, in place of one of the same name.
 
         `by` is who asked for it.
         """
         relative = self._relative(path)
 
-        def work(db: Session) -> None:
+        def work(db: Session) -> CheckpointRow:
             row = db.scalars(_one(path)).first()
             if row is None:
                 row = CheckpointRow(run_id=path.run_id, kind=path.kind, name=path.name)
@@ -108,23 +110,25 @@ class Checkpoints:
             for name, value in values.items():
                 setattr(row, name, value)
             note(db, "checkpoint_saved", by, tinker_path=str(path), size_bytes=row.size_bytes)
+            return row
 
-        await self._db.call(work)
+        return await self._db.call(work)
 
     async def get(self, path: CheckpointPath) -> CheckpointRow:
         """Raises `UnknownCheckpoint`."""
-        row: CheckpointRow | None
-        row = await self._db.call(lambda db: db.scalars(_one(path)).first())
-        if row is None or _expired(row):
+        row = await self.find(path)
+        if row is None:
             raise UnknownCheckpoint(f"There is no checkpoint {path}.")
         return row
 
+    async def find(self, path: CheckpointPath) -> CheckpointRow | None:
+        """A checkpoint, if there is one."""
+        row: CheckpointRow | None
+        row = await self._db.call(lambda db: db.scalars(_one(path)).first())
+        return None if row is None or _expired(row) else row
+
     async def exists(self, path: CheckpointPath) -> bool:
-        try:
-            await self.get(path)
-        except UnknownCheckpoint:
-            return False
-        return True
+        return await self.find(path) is not None
 
     async def list(
         self,

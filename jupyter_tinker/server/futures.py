@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..wire.ops import Category
+from .backlog import Backlog, Work
 from .journal import Journal, Result
-from .schema import RequestRow, StepRow
+from .schema import OperationRow, RequestRow
 
 _log = logging.getLogger(__name__)
 
 # Results kept in memory beside the journal, so that the usual fetch does not ask the database.
 _MEMORY_BYTES = 64 * 2**20
+_PATIENCE = 10.0  # seconds, with a database that cannot be written at the end
 
 
 def success(value: dict[str, Any]) -> Result:
@@ -56,7 +58,6 @@ class Request:
             seq_id=self.seq_id,
             kind=self.kind,
             server=server,
-            payload=self.payload,
             accepted_at=time.time(),
         )
 
@@ -72,8 +73,10 @@ class ExpiredFuture(LookupError):
 class Futures:
     """All futures of this server."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, backlog: Backlog) -> None:
         self._journal = journal
+        self._backlog = backlog
+        self.resumed = asyncio.Event()  # what earlier lives of the server left pending goes on
         self._pending: dict[str, Request] = {}
         self._fresh: OrderedDict[str, Result] = OrderedDict()
         self._fresh_bytes = 0
@@ -82,36 +85,41 @@ class Futures:
 
     async def accept(self, request: Request) -> str:
         """Store a request; returns its id, or the id of the one that has its place already."""
-        return await self._journal.add_request(request.row(self._journal.server))
+        row = request.row(self._journal.server)
+        return await self._journal.add_request(row, request.payload)
 
     def open(self, request: Request) -> None:
         self._pending[request.id] = request
 
     def complete(
-        self, request: Request, result: Result, step: StepRow | None = None
-    ) -> asyncio.Task[None]:
-        """Store a result and wake who waits for it, even if the database fails.
+        self,
+        request: Request,
+        result: Result,
+        *,
+        operation: OperationRow | None = None,
+        records: Sequence[Work] = (),
+    ) -> None:
+        """Store a result and wake who waits for it, even if the database fails at first.
 
         Results are stored in the order of the calls; what comes next need not wait for that.
         """
-        task = asyncio.get_running_loop().create_task(self._complete(request, result, step))
-        self._storing.add(task)
-        task.add_done_callback(self._storing.discard)
-        return task
+        work = self._journal.completion(
+            request.id, request.run_id, result, operation=operation, records=records
+        )
+        tried = self._backlog.put(work)
+        tried.add_done_callback(lambda _: self._hand_out(request, result))
 
-    async def stored(self) -> None:
-        """Wait until every result so far is stored."""
-        if self._storing:
-            await asyncio.wait(self._storing)
-
-    async def _complete(self, request: Request, result: Result, step: StepRow | None) -> None:
-        try:
-            await self._journal.complete(request.id, request.run_id, result, step)
-        except Exception:
-            _log.exception("The result of request %s could not be stored.", request.id)
+    def _hand_out(self, request: Request, result: Result) -> None:
         self._pending.pop(request.id, None)
         self._remember(request.id, result)
-        request.done.set_result(result)
+        if not request.done.done():
+            request.done.set_result(result)
+
+    async def stored(self) -> None:
+        """Wait until every result so far is stored, for a few seconds at most."""
+        if self._storing:
+            await asyncio.wait(self._storing)
+        await self._backlog.flush(_PATIENCE)
 
     async def poll(self, request_id: str, hold: float) -> Result | None:
         """The result, waiting up to `hold` seconds for it; None while it is pending.
@@ -123,6 +131,9 @@ class Futures:
             result = await self._wait(request, hold)
         else:
             result = self._fresh.get(request_id) or await self._stored(request_id)
+            request = self._pending.get(request_id)
+            if result is None and request is not None:  # an earlier life's, which goes on
+                result = await self._wait(request, hold)
         if result is not None:
             self._retrieved.add(request_id)
         return result
@@ -178,6 +189,7 @@ class Futures:
         await self._journal.drop_results(time.time() - keep_seconds)
 
     async def _stored(self, request_id: str) -> Result | None:
+        await self.resumed.wait()
         stored = await self._journal.future(request_id)
         if stored is None:
             raise UnknownFuture(request_id)
@@ -185,16 +197,8 @@ class Futures:
             return stored.result
         if stored.done:
             raise ExpiredFuture(request_id)
-        if request_id in self._pending:  # stored between the look-up in memory and here
-            return None
         if stored.server != self._journal.server and stored.kind == "sample":
             raise ExpiredFuture(request_id)  # the SDK samples again by itself
-        if stored.server != self._journal.server:
-            return failure(
-                "The Jupyter server was restarted before this request was done; "
-                "continue from the run's last checkpoint.",
-                "server",
-            )
         return None
 
     def _remember(self, request_id: str, result: Result) -> None:

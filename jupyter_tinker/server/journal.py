@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from .backlog import Work
 from .database import Database
-from .schema import RequestRow, RunRow, SessionRow, StepRow
+from .schema import OperationRow, PayloadRow, RequestRow, RunRow, SessionRow, StepRow
 from .session_index import in_projects
 
 JSON_TYPE = "application/json"
@@ -96,7 +97,7 @@ class Journal:
 
     # Runs
 
-    async def add_run(self, row: RunRow, request: RequestRow) -> str:
+    async def add_run(self, row: RunRow, request: RequestRow, payload: bytes) -> str:
         """Store a run together with the request that creates it; returns that request's id.
 
         A run that exists already is left alone, and the id its creation had is returned.
@@ -105,7 +106,7 @@ class Journal:
         def work(db: Session) -> str:
             if db.get(RunRow, row.id) is None:
                 db.add(row)
-            return _add_once(db, request)
+            return _add_once(db, request, payload)
 
         return await self._db.call(work)
 
@@ -113,6 +114,13 @@ class Journal:
         await self._db.call(
             lambda db: db.execute(update(RunRow).where(RunRow.id == run_id).values(**values))
         )
+
+    async def living_runs(self, session_id: str) -> list[str]:
+        """The ids of a session's runs that have not ended."""
+        query = select(RunRow.id).where(
+            RunRow.session_id == session_id, RunRow.ended.is_(None), RunRow.copied_from.is_(None)
+        )
+        return await self._db.call(lambda db: list(db.scalars(query)))
 
     async def run(self, run_id: str) -> RunRow | None:
         return await self._db.call(lambda db: db.get(RunRow, run_id))
@@ -137,32 +145,72 @@ class Journal:
 
     # Requests
 
-    async def add_request(self, request: RequestRow) -> str:
+    async def add_request(self, request: RequestRow, payload: bytes) -> str:
         """Store a request and return its id, or the id that its `(run, seq_id)` has already."""
-        return await self._db.call(lambda db: _add_once(db, request))
+        return await self._db.call(lambda db: _add_once(db, request, payload))
 
-    async def complete(
-        self, request_id: str, run_id: str, result: Result, step: StepRow | None = None
-    ) -> None:
-        """Store a result, with the step it made if it made one, and let go of the payload."""
+    def completion(
+        self,
+        request_id: str,
+        run_id: str,
+        result: Result,
+        *,
+        operation: OperationRow | None = None,
+        records: Sequence[Work] = (),
+    ) -> Work:
+        """Stores a result, with the change it made to its run and what watchers are told of it.
+
+        The payload is let go of, unless the change was made of it.
+        """
         now = time.time()
         of_request = update(RequestRow).where(RequestRow.id == request_id)
         of_request = of_request.values(
             done_at=now,
-            payload=None,
             result=result.body,
             content_type=result.content_type,
             failed=result.failed,
         )
         of_run = update(RunRow).where(RunRow.id == run_id).values(last_request_at=now)
+        of_payload = delete(PayloadRow).where(PayloadRow.request_id == request_id)
 
         def work(db: Session) -> None:
             db.connection().execute(of_request)
             db.connection().execute(of_run)
-            if step is not None:
-                db.add(step)
+            if operation is None or operation.request_id is None:
+                db.connection().execute(of_payload)
+            if operation is not None:
+                db.merge(operation)
+            for record in records:
+                record(db)
 
-        await self._db.call(work)
+        return work
+
+    async def pending(self, run_id: str) -> list[tuple[RequestRow, bytes]]:
+        """What of a run is accepted and not done, in its order, with the payloads."""
+        query = (
+            select(RequestRow, PayloadRow.body)
+            .join(PayloadRow, PayloadRow.request_id == RequestRow.id)
+            .where(RequestRow.run_id == run_id, RequestRow.done_at.is_(None))
+            .order_by(RequestRow.seq_id)
+        )
+        return await self._db.call(lambda db: [(row, body) for row, body in db.execute(query)])
+
+    async def owners_of_pending(self, kinds: Sequence[str]) -> list[str]:
+        """The ids of runs, or of sessions, that have requests of these kinds that are not done."""
+        query = (
+            select(RequestRow.run_id)
+            .where(RequestRow.done_at.is_(None), RequestRow.kind.in_(kinds))
+            .distinct()
+        )
+        return await self._db.call(lambda db: list(db.scalars(query)))
+
+    async def next_seq_id(self, run_id: str) -> int:
+        """The number that a run's first request that is not done has, or will have."""
+        query = select(func.max(RequestRow.seq_id)).where(
+            RequestRow.run_id == run_id, RequestRow.done_at.is_not(None)
+        )
+        last = await self._db.call(lambda db: db.scalar(query))
+        return 0 if last is None else last + 1
 
     async def future(self, request_id: str) -> StoredFuture | None:
         def work(db: Session) -> StoredFuture | None:
@@ -201,13 +249,13 @@ class Journal:
 
     async def abandon(self, request_id: str) -> None:
         """A request that is over and has no result."""
-        await self._db.call(
-            lambda db: db.execute(
-                update(RequestRow)
-                .where(RequestRow.id == request_id)
-                .values(done_at=time.time(), payload=None, failed=True)
-            )
-        )
+        change = update(RequestRow).where(RequestRow.id == request_id)
+
+        def work(db: Session) -> None:
+            db.execute(change.values(done_at=time.time(), failed=True))
+            db.execute(delete(PayloadRow).where(PayloadRow.request_id == request_id))
+
+        await self._db.call(work)
 
     async def forget(self, run_id: str, request_ids: Sequence[str]) -> None:
         """Drop results of a run or a sampling session at once."""
@@ -266,7 +314,7 @@ class Journal:
         return await self._db.call(lambda db: {row.run_id: row for row in db.scalars(query)})
 
 
-def _add_once(db: Session, request: RequestRow) -> str:
+def _add_once(db: Session, request: RequestRow, payload: bytes) -> str:
     known = db.scalars(
         select(RequestRow.id).where(
             RequestRow.run_id == request.run_id, RequestRow.seq_id == request.seq_id
@@ -275,4 +323,5 @@ def _add_once(db: Session, request: RequestRow) -> str:
     if known is not None:
         return known
     db.add(request)
+    db.add(PayloadRow(request_id=request.id, run_id=request.run_id, body=payload))
     return request.id

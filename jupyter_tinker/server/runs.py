@@ -6,11 +6,15 @@ Knows nothing of what a request does, of HTTP or of the engine.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from ..wire import ops
+from ..wire.controls import Controls
 from .futures import Request
+from .history import Place
 from .schema import RunRow, StepRow
 
 
@@ -26,30 +30,61 @@ class StepTotals:
     wait_seconds: float = 0.0
 
     def add(self, stats: ops.ForwardBackwardStats) -> None:
-        self.loss_sum += stats.loss_sum
+        self.loss_sum += math.nan if stats.loss_sum is None else stats.loss_sum
         self.weight_sum += stats.weight_sum
         self.tokens += stats.num_tokens
         self.datums += stats.num_datums
         self.compute_seconds += stats.seconds
 
-    def row(self, run_id: str, time: float, stats: ops.OptimStepStats) -> StepRow:
+    @property
+    def loss_mean(self) -> float | None:
+        """Per unit of weight; None where there is none that is finite."""
+        mean = self.loss_sum / self.weight_sum if self.weight_sum else math.nan
+        return mean if math.isfinite(mean) else None
+
+    def row(
+        self,
+        run: Run,
+        stats: ops.OptimStepStats,
+        asked: ops.AdamParams,
+        used: ops.AdamParams,
+    ) -> StepRow:
         """The step's row in the database."""
+        counted = self.datums and math.isfinite(self.loss_sum)
         return StepRow(
-            run_id=run_id,
+            run_id=run.id,
+            branch=run.place.branch,
             step=stats.step,
-            time=time,
-            loss_sum=self.loss_sum if self.datums else None,
-            loss_mean=self.loss_sum / self.weight_sum if self.weight_sum else None,
+            time=time.time(),
+            skipped=stats.skipped,
+            loss_sum=self.loss_sum if counted else None,
+            loss_mean=self.loss_mean,
             weight_sum=self.weight_sum,
             tokens=self.tokens,
             datums=self.datums,
             grad_norm=stats.grad_norm,
             update_norm=stats.update_norm,
-            learning_rate=stats.learning_rate,
+            learning_rate=used.learning_rate,
+            learning_rate_requested=asked.learning_rate,
+            grad_clip_norm=used.grad_clip_norm,
+            grad_clip_norm_requested=asked.grad_clip_norm,
+            weight_decay=used.weight_decay,
+            weight_decay_requested=asked.weight_decay,
             compute_seconds=self.compute_seconds + stats.seconds,
             wait_seconds=self.wait_seconds,
             memory_bytes=stats.memory_bytes,
         )
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """Why the gradients since the last step must not be used.
+
+    `skips`: the next optim_step succeeds, and leaves everything as it is; else it fails.
+    """
+
+    reason: str
+    skips: bool
 
 
 @dataclass(eq=False)
@@ -58,14 +93,45 @@ class Run:
 
     row: RunRow
     lora: ops.LoraSpec
-    generation: int = 0  # of the engine that holds it; 0: none does
+    place: Place = field(default_factory=Place)
+    controls: Controls = field(default_factory=Controls)
     ended: str | None = None  # why it computes no more
-    spoiled: str | None = None  # why the gradients since the last step must not be used
+    spoiled: Spoiled | None = None
     totals: StepTotals = field(default_factory=StepTotals)
+    step: int = 0  # of the optimizer
+    asked: ops.AdamParams | None = None  # by the last optim_step
+    # In the engine
+    generation: int = 0  # of the engine that holds it; 0: none does
+    parameters: int = 0  # that are trained
+    computed: float = 0.0  # seconds since its last snapshot was begun
+    replay: tuple[int, int] | None = None  # steps done, and steps to do, while it is revived
+    # Held by whoever changes it, or asks the engine something that must see it unchanged.
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    released: asyncio.Event = field(default_factory=asyncio.Event)  # not paused, or ended
+
+    def __post_init__(self) -> None:
+        self.release()
 
     @property
     def id(self) -> str:
         return self.row.id
+
+    @property
+    def held_back(self) -> bool:
+        """Whether it may not train now."""
+        return self.controls.paused and self.ended is None
+
+    def release(self) -> None:
+        """Let those that wait know whether it is held back."""
+        if self.held_back:
+            self.released.clear()
+        else:
+            self.released.set()
+
+    def end(self, reason: str) -> None:
+        """It computes no more; the first reason stays."""
+        self.ended = self.ended or reason
+        self.release()
 
 
 def id_of_run(session_id: str, number: int) -> str:

@@ -134,7 +134,7 @@ class OperationRow(Base):
     kind: Mapped[str]  # of `history.Kind`
     step: Mapped[int]  # the optimizer's, after it
     request_id: Mapped[str | None]  # whose payload it was made of
-    adam: Mapped[StrDict | None]  # what an optimizer step was made with
+    data: Mapped[StrDict]  # what the kind says
     time: Mapped[float]
 
 

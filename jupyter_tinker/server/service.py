@@ -15,22 +15,32 @@ from pathlib import Path
 from typing import Any
 
 from ..wire import ops, tinker
+from ..wire.events import Kind
+from ..wire.sampling import SnapshotSampler
 from .audit import Audit
+from .backlog import Backlog
 from .catalog import BaseModel, Catalog
-from .checkpoints import Checkpoints, parse_path
+from .checkpoints import Checkpoints
 from .copies import Copies
 from .custom_losses import CustomLosses
 from .database import Database
+from .events import Events
 from .futures import Futures, Request
+from .history import History, HistoryGone
 from .journal import Journal
 from .keys import Keys
-from .runs import Run, RunQueue, id_of_run
-from .samplers import Samplers
+from .registry import Registry, why_ended
+from .revival import Revival
+from .runs import Run, id_of_run
+from .samplers import Samplers, Target
 from .sampling import Sampling, SamplingLimits
+from .saving import Saving
 from .schema import RunRow, SessionRow
 from .session_index import SessionIndex
 from .signing import Signer
-from .supervisor import EngineSupervisor
+from .snapshots import Snapshots
+from .steering import Steering
+from .supervisor import EngineDied, EngineSupervisor
 from .traces import Traces
 from .training import Trainer, unsupported_optimizer
 from .turns import Turns
@@ -38,14 +48,7 @@ from .turns import Turns
 # More would be a mistake: an adapter of full rank already holds as much as the matrix it adapts.
 _LARGEST_RANK = 4096
 _TIDY_SECONDS = 30.0
-_OF_EARLIER_LIFE = (
-    "This run is no longer loaded, because the Jupyter server was restarted; "
-    "start a new client from its last checkpoint."
-)
-
-
-class UnknownRun(LookupError):
-    """No run has this id; the message names it."""
+_FAREWELL_SECONDS = 10.0  # for the last snapshots
 
 
 class UnknownSession(LookupError):
@@ -54,10 +57,11 @@ class UnknownSession(LookupError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Times the service keeps, in seconds."""
+    """Times the service keeps, in seconds, and parts of them."""
 
     seq_gap: float  # for how long a missing request number is waited for
     keep_results: float  # for how long a result is kept after it was fetched
+    snapshot_overhead: float  # of the time that runs compute, what their snapshots may take
 
 
 class TinkerService:
@@ -81,11 +85,13 @@ class TinkerService:
         self.journal = Journal(database, server=uuid.uuid4().hex)
         self.keys = Keys(database)
         self.audit = Audit(database)
+        self.events = Events(database)
         self.checkpoints = Checkpoints(database, state_dir / "checkpoints")
         self.session_index = SessionIndex(database, state_dir / "checkpoints")
         self.copies = Copies(database, self.checkpoints)
         self.traces = Traces(database, state_dir / "traces")
-        self.futures = Futures(self.journal)
+        self._backlog = Backlog(database)
+        self.futures = Futures(self.journal, self._backlog)
         self.signer = Signer()
         self._custom_losses = CustomLosses(database, supervisor, self.futures, log)
         self._database = database
@@ -93,10 +99,34 @@ class TinkerService:
         self._sampling_limits = sampling_limits
         self._lora_alpha = lora_alpha
         self._log = log
-        self._runs: dict[str, Run] = {}
-        self._queues: dict[str, RunQueue] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self.history = History(database, self._backlog)
+        self.registry = Registry(
+            self.journal,
+            self.history,
+            self.futures,
+            self._spawn,
+            patience=limits.seq_gap,
+            log=log,
+        )
         turns = Turns(sampling_share)
+        self.snapshots = Snapshots(
+            supervisor,
+            self.history,
+            state_dir / "snapshots",
+            overhead=limits.snapshot_overhead,
+            log=log,
+        )
+        self._revival = Revival(
+            supervisor=supervisor,
+            turns=turns,
+            history=self.history,
+            snapshots=self.snapshots,
+            checkpoints=self.checkpoints,
+            custom_losses=self._custom_losses,
+            events=self.events,
+            log=log,
+        )
         self.sampling = Sampling(
             samplers=Samplers(database),
             journal=self.journal,
@@ -106,22 +136,52 @@ class TinkerService:
             engine=supervisor,
             turns=turns,
             limits=sampling_limits,
+            revive=self._revive_copy,
+            log=log,
+        )
+        self.saving = Saving(
+            supervisor=supervisor,
+            turns=turns,
+            checkpoints=self.checkpoints,
+            sampling=self.sampling,
+            history=self.history,
+            revival=self._revival,
+            events=self.events,
+            find_run=self.registry.get,
+        )
+        self.steering = Steering(
+            supervisor=supervisor,
+            backlog=self._backlog,
+            history=self.history,
+            events=self.events,
+            revival=self._revival,
+            registry=self.registry,
+            saving=self.saving,
             log=log,
         )
         self.trainer = Trainer(
             supervisor=supervisor,
             journal=self.journal,
             futures=self.futures,
-            checkpoints=self.checkpoints,
+            events=self.events,
+            saving=self.saving,
             custom_losses=self._custom_losses,
-            sampling=self.sampling,
+            revival=self._revival,
+            snapshots=self.snapshots,
             turns=turns,
+            stepped=self.steering.stepped,
             log=log,
         )
+        self.registry.trainer = self.trainer
+        supervisor.on_start = self._engine_started
+        supervisor.on_death = self._engine_died
 
     def start(self) -> None:
-        """Begin the housekeeping. Called on the event loop."""
+        """Go on with what was pending, and begin the housekeeping. Called on the event loop."""
+        self.events.start()
+        self._spawn(self._resume())
         self._spawn(asyncio.to_thread(self.checkpoints.sweep))
+        self._spawn(asyncio.to_thread(self.snapshots.sweep))
         self._spawn(self._tidy())
         self._spawn(self._watch_clients())
 
@@ -129,14 +189,71 @@ class TinkerService:
         """End the engine and close the database."""
         for task in self._background:
             task.cancel()
-        for queue in self._queues.values():
-            await queue.close()
+        await self.registry.close()
         await self.sampling.close()
+        await self._keep_runs()
         await self.supervisor.stop()
+        await self.events.close()
         await self.futures.stored()
         with suppress(Exception):
             await self.futures.tidy(self._limits.keep_results)
+        await self._backlog.close()
         await self._database.close()
+
+    # The lives of the server and of the engine
+
+    async def _resume(self) -> None:
+        """Go on with what an earlier life of the server accepted and had not done."""
+        try:
+            await self.registry.resume()
+            for session_id in await self.journal.owners_of_pending(["create_custom_loss"]):
+                for row, payload in await self.journal.pending(session_id):
+                    request = Request(row.id, row.run_id, row.seq_id, row.kind, payload)
+                    self.futures.open(request)
+                    self._spawn(self._custom_losses.create(request))
+        except Exception:
+            self._log.exception("What was pending cannot be gone on with.")
+        finally:
+            self.futures.resumed.set()
+
+    async def _keep_runs(self) -> None:
+        """Have snapshots of all runs in the engine, so that a new server is quick to go on."""
+        held = [run for run in self.registry if self.supervisor.holds(run.generation)]
+        with suppress(Exception):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                await asyncio.gather(*map(self.snapshots.keep, held), return_exceptions=True)
+
+    def _engine_started(self, status: ops.EngineStatus) -> None:
+        self._spawn(self._tell("engine_started", **asdict(status)))
+
+    def _engine_died(self, reason: str) -> None:
+        self._spawn(self._tell("engine_died", reason=reason))
+        for run in self.registry:
+            if run.generation == self.supervisor.generation and run.ended is None:
+                self._spawn(self._revive(run))
+
+    async def _tell(self, kind: Kind, **data: Any) -> None:
+        await self.events.emit(None, kind, **data)
+
+    async def _revive(self, run: Run) -> None:
+        async with run.lock:
+            try:
+                await self._revival.hold(run)
+            except (EngineDied, ops.OpError, HistoryGone) as error:
+                self._log.error("Run %s is not revived yet: %s", run.id, error)
+
+    async def _revive_copy(self, target: Target, position: int) -> None:
+        """Have the engine make a copy of a run's weights once more, as they were."""
+        assert target.run is not None
+        run = await self.registry.get(target.run)
+        generation = await self.supervisor.ensure_started()
+        name = f"{run.id}@{position}:copy"
+        try:
+            await self._revival.build(run, name, position, generation)
+            await self.supervisor.request(SnapshotSampler(target.name, name), generation=generation)
+        finally:
+            if self.supervisor.holds(generation):
+                await self.supervisor.request(ops.UnloadRun(name), generation=generation)
 
     # Sessions
 
@@ -181,17 +298,27 @@ class TinkerService:
         await self.session(session_id)
         await self.journal.finish_session(session_id, body.reason.type, body.detail)
         await self.sampling.end_session(session_id)
-        for run in list(self._runs.values()):
-            if run.row.session_id == session_id and run.ended is None:
-                self._spawn(self._retire(run, f"The session of run {run.id} has ended."))
+        for run_id in await self.journal.living_runs(session_id):
+            run = await self.registry.get(run_id)
+            self._spawn(self._retire(run, f"The session of run {run.id} has ended."))
 
     async def _retire(self, run: Run, reason: str) -> None:
-        await self._queues[run.id].drained()
-        run.ended = reason
-        if self.supervisor.running and self.supervisor.generation == run.generation:
-            with suppress(Exception):
-                await self.supervisor.request(ops.UnloadRun(run.id))
+        await self.registry.drained(run)
+        async with run.lock:
+            run.end(reason)
+            await self.journal.update_run(run.id, ended=reason)
+            await self.events.emit(run.id, "run_ended", step=run.step, reason=reason)
+            await self._unload(run)
         await self.sampling.end_run(run.id, reason)
+
+    async def _unload(self, run: Run) -> None:
+        """Free a run's memory in the engine; a snapshot of it is kept. Its lock is held."""
+        if not self.supervisor.holds(run.generation):
+            return
+        with suppress(EngineDied, ops.OpError):
+            await self.snapshots.keep(run)
+            await self.supervisor.request(ops.UnloadRun(run.id), generation=run.generation)
+        run.generation = 0
 
     async def create_sampler(
         self, body: tinker.CreateSamplingSession, owner: str, *, allow_path: bool
@@ -239,7 +366,7 @@ class TinkerService:
         """
         await self.live_session(body.session_id)
         _refuse_optimizer(body.optimizer_config)
-        saved = await self.checkpoints.get(parse_path(body.path))
+        saved = await self.saving.describe(body.path)
         base_model = body.base_model or saved.base_model
         # A base that a path named once is still the owner's choice when its checkpoint is loaded.
         own_path = base_model == saved.base_model
@@ -270,6 +397,7 @@ class TinkerService:
             user_metadata=body.user_metadata,
             created_at=now,
             last_request_at=now,
+            started_from=body.path if isinstance(body, tinker.CreateViaLoad) else None,
         )
 
     def _lora(self, body: tinker.CreateModel) -> ops.LoraSpec:
@@ -292,34 +420,17 @@ class TinkerService:
     async def _admit(self, run: Run, kind: str, payload: bytes) -> str:
         known = await self.journal.run(run.id)
         if known is not None and known.copied_from is not None:
-            raise tinker.BadRequest(_holds_a_copy(known))
+            raise tinker.BadRequest(why_ended(known))
         request = _request(run.id, 0, kind, payload)
-        request_id = await self.journal.add_run(run.row, request.row(self.journal.server))
+        row = request.row(self.journal.server)
+        request_id = await self.journal.add_run(run.row, row, payload)
         if request_id == request.id:
-            self._runs[run.id] = run
-            self._queues[run.id] = self._queue(run, first=0)
-            self._enqueue(run, request)
+            self.registry.add(run, request)
         return request_id
-
-    def _queue(self, run: Run, *, first: int) -> RunQueue:
-        return RunQueue(
-            lambda request: self.trainer.perform(run, request),
-            lambda request, reason: self.trainer.give_up(run, request, reason),
-            first=first,
-            patience=self._limits.seq_gap,
-        )
 
     async def run(self, run_id: str) -> Run:
         """A run of this or of an earlier life of the server. Raises `UnknownRun`."""
-        run = self._runs.get(run_id)
-        if run is None:
-            row = await self.journal.run(run_id)
-            if row is None:
-                raise UnknownRun(f"There is no training run {run_id[:200]!r}.")
-            ended = _OF_EARLIER_LIFE if row.copied_from is None else _holds_a_copy(row)
-            run = Run(row, ops.LoraSpec(**row.lora), ended=ended)
-            run = self._runs.setdefault(run_id, run)
-        return run
+        return await self.registry.get(run_id)
 
     async def copy_weights(self, body: tinker.CopyWeights, owner: str, key: str | None) -> str:
         """Copy a checkpoint; returns the copy's path. Raises as `Copies.copy` does, and
@@ -328,13 +439,6 @@ class TinkerService:
             await self.live_session(body.session_id)
         return str(await self.copies.copy(body, by=owner, key=key))
 
-    def ended(self, row: RunRow) -> str | None:
-        """Why a run computes no more; None while it does."""
-        if row.copied_from is not None:
-            return _holds_a_copy(row)
-        run = self._runs.get(row.id)
-        return _OF_EARLIER_LIFE if run is None else run.ended
-
     async def submit(
         self, run_id: str, seq_id: int, kind: str, payload: bytes, *, forward_only: bool = False
     ) -> str:
@@ -342,20 +446,9 @@ class TinkerService:
 
         The same `(run_id, seq_id)` gets the same future and is done once.
         """
-        run = await self.run(run_id)
+        run = await self.registry.get(run_id)
         request = _request(run_id, seq_id, kind, payload, forward_only=forward_only)
-        request_id = await self.futures.accept(request)
-        if request_id == request.id:
-            self._enqueue(run, request)
-        return request_id
-
-    def _enqueue(self, run: Run, request: Request) -> None:
-        self.futures.open(request)
-        if run.ended is not None:
-            # In any order: nothing of an ended run is computed any more.
-            self._spawn(self.trainer.perform(run, request))
-        else:
-            self._queues[run.id].put(request)
+        return await self.registry.submit(run, request)
 
     # Housekeeping
 
@@ -385,13 +478,6 @@ def _request(
     run_id: str, seq_id: int, kind: str, payload: bytes, *, forward_only: bool = False
 ) -> Request:
     return Request(uuid.uuid4().hex, run_id, seq_id, kind, payload, forward_only)
-
-
-def _holds_a_copy(row: RunRow) -> str:
-    return (
-        f"Run {row.id} only holds a copy of {row.copied_from} and cannot be trained; create a "
-        "training client from the copy's path instead."
-    )
 
 
 def _refuse_optimizer(config: tinker.OptimizerConfig | None) -> None:

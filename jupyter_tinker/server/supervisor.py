@@ -10,6 +10,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,31 @@ from ..wire import ops
 
 # The address of a Unix socket must fit into 107 bytes; the port's number and a dash come behind.
 _LONGEST_IPC_PREFIX = 90
+_LONGEST_BACK_OFF = 30.0  # seconds
 _PREFIX = "tinker-engine-"  # of our files in the runtime directory; the server's process id follows
 
 
 class EngineDied(Exception):
-    """The engine process ended while it was needed; what it held in memory is gone."""
+    """The engine process ended while it was needed; what it held in memory is gone.
+
+    `during` says whether the engine was at this very operation when it ended.
+    """
+
+    def __init__(self, message: str, *, during: bool = False) -> None:
+        super().__init__(message)
+        self.during = during
+
+
+class EngineNotStarted(EngineDied):
+    """A new engine process ended, or said nothing, before it could do anything."""
+
+
+@dataclass(eq=False)
+class _Asked:
+    """An operation that the engine was sent, and its answer: a reply's content and buffers."""
+
+    op: ops.Op
+    answer: asyncio.Future[tuple[dict[str, Any], list[Any]]]
 
 
 class EngineKernelManager(AsyncKernelManager):
@@ -103,8 +125,12 @@ class EngineSupervisor(LoggingConfigurable):
         self._client: Any = None
         self._socket_dir: Path | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._pending: dict[str, asyncio.Future[tuple[dict[str, Any], list[Any]]]] = {}
+        self._pending: dict[str, _Asked] = {}  # in the order of the engine's work
         self._starting = asyncio.Lock()
+        self._deaths = 0  # of engines, one after another, that did nothing of what was asked
+        self._ending = False
+        self.on_start: Callable[[ops.EngineStatus], None] = lambda status: None
+        self.on_death: Callable[[str], None] = lambda reason: None
 
     @property
     def running(self) -> bool:
@@ -114,26 +140,50 @@ class EngineSupervisor(LoggingConfigurable):
     def starting(self) -> bool:
         return self._starting.locked()
 
+    def holds(self, generation: int) -> bool:
+        """Whether the engine lives that had this generation."""
+        return self.running and self.generation == generation
+
     async def ensure_started(self) -> int:
-        """Start the engine if there is none. Returns its generation. Raises `EngineDied`."""
+        """Start the engine if there is none. Returns its generation. Raises `EngineNotStarted`.
+
+        One whose predecessors died without having done anything is started after a while only.
+        """
         async with self._starting:
             if self._client is None:
+                if self._ending:
+                    raise EngineNotStarted("the server is shutting down")
+                if self._deaths:
+                    await asyncio.sleep(min(_LONGEST_BACK_OFF, 2.0 ** (self._deaths - 1) / 2))
                 await self._start()
             return self.generation
 
-    async def request(self, op: ops.Op) -> tuple[dict[str, Any], list[Any]]:
+    async def request(
+        self, op: ops.Op, *, generation: int | None = None
+    ) -> tuple[dict[str, Any], list[Any]]:
         """Have the engine do `op`; returns result and buffers.
 
-        Raises `OpError` for what the engine refused and `EngineDied` if it ended meanwhile.
-        Operations are done one after another in the order of the calls.
+        Raises `OpError` for what the engine refused and `EngineDied` if it ended meanwhile, or is
+        not the one of that generation. Operations are done one after another in the order of the
+        calls.
         """
-        await self.ensure_started()
-        return await self._send(op)
+        return await (await self.begin(op, generation=generation))
+
+    async def begin(
+        self, op: ops.Op, *, generation: int | None = None
+    ) -> Awaitable[tuple[dict[str, Any], list[Any]]]:
+        """Put `op` in the engine's line; what is returned waits for its result, as `request`."""
+        if generation is None:
+            await self.ensure_started()
+        elif not self.holds(generation):
+            raise EngineDied("the engine that held it is gone")
+        return self._answer(await self._send(op))
 
     async def stop(self) -> None:
-        """End the engine and everything that waits for it."""
+        """End the engine and everything that waits for it, for good."""
+        self._ending = True
         async with self._starting:
-            await self._teardown(EngineDied("the engine was shut down"))
+            await self._teardown("the engine was shut down")
 
     # Starting and stopping
 
@@ -158,15 +208,16 @@ class EngineSupervisor(LoggingConfigurable):
                 asyncio.create_task(self._receive()),
                 asyncio.create_task(self._watch(manager)),
             ]
-            result, _ = await asyncio.wait_for(
-                self._send(ops.Start(self._options())), self.start_timeout
-            )
+            answer = self._answer(await self._send(ops.Start(self._options())))
+            result, _ = await asyncio.wait_for(answer, self.start_timeout)
         except (OSError, RuntimeError, TimeoutError, ops.OpError, EngineDied) as error:
-            await self._teardown(EngineDied("the engine did not start"))
+            await self._teardown("the engine did not start")
+            self._deaths += 1
             reason = str(error) or type(error).__name__
-            raise EngineDied(f"the engine did not start: {reason}") from error
+            raise EngineNotStarted(f"the engine did not start: {reason}") from error
         self.status = ops.EngineStatus(**result)
         self.log.info("Tinker engine started: %s", self.status.reason)
+        self.on_start(self.status)
 
     def _options(self) -> ops.EngineOptions:
         return ops.EngineOptions(
@@ -198,7 +249,7 @@ class EngineSupervisor(LoggingConfigurable):
             parent=self, connection_file=connection_file, transport="ipc", ip=prefix
         )
 
-    async def _teardown(self, error: EngineDied) -> None:
+    async def _teardown(self, reason: str) -> None:
         manager, client = self._manager, self._client
         self._manager = self._client = self.status = None
         current = asyncio.current_task()
@@ -206,9 +257,11 @@ class EngineSupervisor(LoggingConfigurable):
             if task is not current:
                 task.cancel()
         self._tasks = []
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(error)
+        during = True  # the first that waits is what the engine was at
+        for asked in list(self._pending.values()):
+            if not asked.answer.done():
+                asked.answer.set_exception(EngineDied(reason, during=during and asked.op.waits))
+                during = during and not asked.op.waits
         self._pending.clear()
         if client is not None:
             client.stop_channels()
@@ -220,25 +273,32 @@ class EngineSupervisor(LoggingConfigurable):
 
     # Messages
 
-    async def _send(self, op: ops.Op) -> tuple[dict[str, Any], list[Any]]:
+    async def _send(self, op: ops.Op) -> _Asked:
         if self._client is None:
             raise EngineDied("the engine is not running")
         content, buffers = ops.encode(op)
         session = self._client.session
         message = session.msg(ops.REQUEST, content)
-        future: asyncio.Future[tuple[dict[str, Any], list[Any]]]
-        future = asyncio.get_running_loop().create_future()
+        asked = _Asked(op, asyncio.get_running_loop().create_future())
         message_id = message["header"]["msg_id"]
-        self._pending[message_id] = future
-        try:
-            # By the socket's own asynchronous send: `session.send` goes round it to the plain
-            # socket, and can swallow the one signal by which the receiver learns of a reply.
-            frames = [*session.serialize(message), *buffers]
-            await self._client.shell_channel.socket.send_multipart(frames)
-            content, buffers = await future
-        finally:
-            self._pending.pop(message_id, None)
+        self._pending[message_id] = asked
+        asked.answer.add_done_callback(lambda _: self._forget(message_id, asked))
+        # By the socket's own asynchronous send: `session.send` goes round it to the plain
+        # socket, and can swallow the one signal by which the receiver learns of a reply.
+        frames = [*session.serialize(message), *buffers]
+        await self._client.shell_channel.socket.send_multipart(frames)
+        return asked
+
+    def _forget(self, message_id: str, asked: _Asked) -> None:
+        self._pending.pop(message_id, None)
+        if not asked.answer.cancelled():
+            asked.answer.exception()  # who asked may be gone
+
+    async def _answer(self, asked: _Asked) -> tuple[dict[str, Any], list[Any]]:
+        content, buffers = await asked.answer
         self.busy_seconds += content["seconds"]
+        if not isinstance(asked.op, ops.Start):
+            self._deaths = 0
         if content.get("ok"):
             return content["result"], buffers
         raise ops.OpError(content["error"], content["category"])
@@ -247,17 +307,19 @@ class EngineSupervisor(LoggingConfigurable):
         channel = self._client.shell_channel
         while True:
             message = await channel.get_msg(timeout=None)
-            future = self._pending.get(message["parent_header"].get("msg_id", ""))
-            if future is not None and not future.done():
-                future.set_result((message["content"], message.get("buffers", [])))
+            asked = self._pending.get(message["parent_header"].get("msg_id", ""))
+            if asked is not None and not asked.answer.done():
+                asked.answer.set_result((message["content"], message.get("buffers", [])))
 
     async def _watch(self, manager: EngineKernelManager) -> None:
         # A process sets no event when it dies.
         while await manager.is_alive():  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         if manager is self._manager:
-            self.log.error("The Tinker engine died; the runs it held are lost.")
-            await self._teardown(EngineDied("the engine died"))
+            self.log.error("The Tinker engine died; it is started anew, and its runs are revived.")
+            self._deaths += 1
+            await self._teardown("the engine died")
+            self.on_death("the engine died")
 
 
 def _sweep(runtime: Path) -> None:

@@ -1,35 +1,44 @@
 """Does the requests of runs: from a stored payload to an operation of the engine to a result.
 
 Payloads are checked here and not when they are accepted, so that what is wrong with one comes back
-through its future and the run's order stays whole. Knows nothing of HTTP.
+through its future and the run's order stays whole. An engine that dies costs a request time: its
+run is revived and the request done again. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
 from ..wire import ops, tinker
-from ..wire.sampling import SnapshotSampler
-from .checkpoints import (
-    CheckpointPath,
-    Checkpoints,
-    UnknownCheckpoint,
-    check_name,
-    parse_path,
-)
+from .backlog import Work
+from .checkpoints import UnknownCheckpoint
 from .custom_losses import CustomLosses
+from .events import Events
 from .futures import Futures, Request, failure, success
+from .history import BOUNDARIES, HistoryGone, operation
 from .journal import PROTOBUF_TYPE, Journal, Result
-from .runs import Run
-from .sampling import Sampling
-from .schema import StepRow
-from .supervisor import EngineDied, EngineSupervisor
+from .outcome import Change, Outcome
+from .revival import Revival
+from .runs import Run, Spoiled, StepTotals
+from .saving import Saving
+from .schema import RunRow, StepRow
+from .snapshots import Snapshots
+from .supervisor import EngineDied, EngineNotStarted, EngineSupervisor
 from .turns import Turns
 
-Outcome = tuple[Result, StepRow | None]
+_DEATHS = 2  # of engines at one request, which is then given up
+_STARTS = 2  # of an engine that fails to start, for one request
+_REVIVALS = 8  # that fail, of a run, for one request
+# What a paused run does not begin. It can still be saved and evaluated.
+_HELD_BACK = frozenset({"forward_backward", "optim_step", "load_weights"})
+
 
 
 class Trainer:
@@ -41,19 +50,25 @@ class Trainer:
         supervisor: EngineSupervisor,
         journal: Journal,
         futures: Futures,
-        checkpoints: Checkpoints,
+        events: Events,
+        saving: Saving,
         custom_losses: CustomLosses,
-        sampling: Sampling,
+        revival: Revival,
+        snapshots: Snapshots,
         turns: Turns,
+        stepped: Callable[[Run, StepRow], Sequence[Work]],
         log: Any,
     ) -> None:
         self._supervisor = supervisor
         self._journal = journal
         self._futures = futures
-        self._checkpoints = checkpoints
+        self._events = events
+        self._saving = saving
         self._custom_losses = custom_losses
-        self._sampling = sampling
+        self._revival = revival
+        self._snapshots = snapshots
         self._turns = turns
+        self._stepped = stepped  # told of each step; says what else is to be recorded
         self._log = log
         self.loading: dict[str, str] = {}  # names of base models, by the run that is being made
         self.computing: dict[str, Request] = {}  # what each run is at, by the run's id
@@ -63,77 +78,148 @@ class Trainer:
             "forward_backward": self._forward_backward,
             "optim_step": self._optim_step,
             "load_weights": self._load_weights,
-            "save_weights": self._save_weights,
-            "save_weights_for_sampler": self._save_for_sampler,
-            "save_weights_external": self._save_external,
+            "save_weights": saving.weights,
+            "save_weights_for_sampler": saving.for_sampler,
+            "save_weights_external": saving.external,
         }
 
     async def perform(self, run: Run, request: Request) -> None:
-        """Do one request and have its future completed; never raises."""
+        """Do one request, once its run is not paused, and have its future completed; never
+        raises."""
         run.totals.wait_seconds += time.monotonic() - request.accepted
-        step = None
-        self.computing[run.id] = request
+        trains = request.kind in _HELD_BACK and not request.forward_only
+        while True:
+            if trains:
+                await run.released.wait()
+            async with run.lock:
+                if trains and run.held_back:
+                    continue
+                self.computing[run.id] = request
+                try:
+                    await self._perform(run, request)
+                except Exception:
+                    self._log.exception("Request %s (%s) failed.", request.id, request.kind)
+                finally:
+                    self.computing.pop(run.id, None)
+                return
+
+    async def _perform(self, run: Run, request: Request) -> None:
         try:
             if run.ended is not None:
                 raise ops.OpError(run.ended, "server")
-            result, step = await self._kinds[request.kind](run, request)
+            outcome = await self._attempt(run, request)
         except ops.OpError as error:
-            result = failure(error.message, error.category)
+            outcome = Outcome(failure(error.message, error.category))
         except tinker.BadRequest as error:
-            result = failure(str(error), "user")
+            outcome = Outcome(failure(str(error), "user"))
         except UnknownCheckpoint as error:
-            result = failure(str(error.args[0]), "user")
-        except EngineDied as error:
-            run.ended = _engine_gone(run)
-            result = failure(f"{run.ended} ({error})", "server")
+            outcome = Outcome(failure(str(error.args[0]), "user"))
+        except HistoryGone as error:
+            outcome = Outcome(failure(str(error), "server"))
         except Exception as error:
             self._log.exception("Request %s (%s) failed.", request.id, request.kind)
-            result = failure(f"The server failed: {type(error).__name__}: {error}", "server")
-        finally:
-            self.computing.pop(run.id, None)
-        if result.failed:
-            self._note_failure(run, request, result)
-        self._futures.complete(request, result, step)
+            sentence = f"The server failed: {type(error).__name__}: {error}"
+            outcome = Outcome(failure(sentence, "server"))
+        if outcome.result.failed and outcome.change is None:
+            outcome = self._failed(run, request, outcome)
+        self._complete(run, request, outcome)
+        if outcome.change is not None and self._supervisor.holds(run.generation):
+            await self._snapshot(run, outcome.change)
+
+    async def _attempt(self, run: Run, request: Request) -> Outcome:
+        """Do a request, with as many engines as it takes. Raises `OpError`, and as it does."""
+        deaths = starts = revivals = 0
+        while True:
+            try:
+                if request.seq_id > 0:
+                    await self._revival.hold(run)
+                return await self._kinds[request.kind](run, request)
+            except EngineNotStarted as error:
+                starts += 1
+                if starts == _STARTS:
+                    raise ops.OpError(f"This could not be done: {error}.", "server") from error
+            except EngineDied as error:
+                deaths += error.during
+                revivals += not error.during
+                if deaths == _DEATHS:
+                    raise ops.OpError(_deadly(request), "server") from error
+                if revivals == _REVIVALS:
+                    raise ops.OpError(_not_revived(run), "server") from error
 
     async def give_up(self, run: Run, request: Request, reason: str) -> None:
         """Complete a request that will not be done."""
-        result = failure(reason, "user")
-        self._note_failure(run, request, result)
-        self._futures.complete(request, result)
+        async with run.lock:
+            outcome = self._failed(run, request, Outcome(failure(reason, "user")))
+            self._complete(run, request, outcome)
 
-    def _note_failure(self, run: Run, request: Request, result: Result) -> None:
-        if request.seq_id == 0:
-            run.ended = run.ended or "This run could not be created."
-        elif request.kind == "forward_backward" and not request.forward_only:
-            run.spoiled = f"forward_backward number {request.seq_id} before it failed"
+    def _failed(self, run: Run, request: Request, outcome: Outcome) -> Outcome:
         self._log.warning(
             "Run %s: %s number %d failed: %s",
             run.id,
             request.kind,
             request.seq_id,
-            result.body.decode(errors="replace")[:500],
+            outcome.result.body.decode(errors="replace")[:500],
         )
+        if run.ended is None and request.seq_id == 0:
+            reason = "This run could not be created."
+            run.end(reason)
+            return Outcome(outcome.result, records=[partial(self._record_end, run, reason)])
+        if run.ended is None and request.kind == "forward_backward" and not request.forward_only:
+            reason = f"forward_backward number {request.seq_id} before it failed"
+            return Outcome(outcome.result, _spoil(run, Spoiled(reason, skips=False)))
+        return outcome
+
+    def _record_end(self, run: Run, reason: str, db: Session) -> None:
+        db.execute(update(RunRow).where(RunRow.id == run.id).values(ended=reason))
+        self._events.record(db, run.id, "run_ended", reason=reason)
+
+    def _complete(self, run: Run, request: Request, outcome: Outcome) -> None:
+        """Let the run's state move on, in memory and in the journal."""
+        change, row = outcome.change, None
+        if change is not None:
+            row = operation(
+                run.id,
+                run.place.advance(),
+                change.kind,
+                run.step,
+                request_id=request.id if change.of_payload else None,
+                **change.data,
+            )
+        records = list(outcome.records)
+        if outcome.step is not None:
+            records.append(partial(self._events.record_step, row=outcome.step))
+            records += self._stepped(run, outcome.step)
+        self._futures.complete(request, outcome.result, operation=row, records=records)
+
+    async def _snapshot(self, run: Run, change: Change) -> None:
+        if change.kind in ("create_via_load", "load_weights"):
+            # The checkpoint may be deleted; what the run is now must not depend on it.
+            task = await self._snapshots.begin(run)
+            if task is not None:
+                await task
+        elif change.kind != "spoiled":
+            await self._snapshots.consider(run, boundary=change.kind in BOUNDARIES)
 
     async def _ask(self, run: Run, op: ops.Op) -> tuple[dict[str, Any], list[Any]]:
-        """Ask the engine that holds the run; another engine knows nothing of it."""
-        if not self._supervisor.running or self._supervisor.generation != run.generation:
-            raise EngineDied("the engine that held it is gone")
         async with self._turns.training():
-            return await self._supervisor.request(op)
+            return await self._supervisor.request(op, generation=run.generation)
 
     # Creating
 
     async def _create_model(self, run: Run, _: Request) -> Outcome:
         op = ops.CreateRun(run.id, run.row.base_model, run.row.base_path, run.lora)
         await self._create(run, op)
-        return success({"model_id": run.id, "type": "create_model"}), None
+        answer = {"model_id": run.id, "type": "create_model"}
+        return Outcome(success(answer), Change("create_model"), records=[self._created(run)])
 
     async def _create_via_load(self, run: Run, request: Request) -> Outcome:
         body = tinker.parse(tinker.CreateViaLoad, request.payload)
-        folder = await self._saved(body.path)
+        folder = await self._saving.folder_of(body.path)
         op = ops.LoadRun(run.id, run.row.base_model, run.row.base_path, folder, body.optimizer)
         await self._create(run, op)
-        return success({"path": body.path, "model_id": run.id, "type": "load_weights"}), None
+        answer = {"path": body.path, "model_id": run.id, "type": "load_weights"}
+        change = Change("create_via_load", of_payload=True)
+        return Outcome(success(answer), change, records=[self._created(run)])
 
     async def _create(self, run: Run, op: ops.Op) -> None:
         run.generation = await self._supervisor.ensure_started()
@@ -142,127 +228,119 @@ class Trainer:
             result, _ = await self._ask(run, op)
         finally:
             del self.loading[run.id]
-        run.lora = ops.run_info(result).lora
+        self._take_over(run, ops.run_info(result))
         await self._journal.update_run(run.id, lora=asdict(run.lora))
 
-    async def _saved(self, path: str) -> str:
-        """The folder of a checkpoint that exists."""
-        parsed = parse_path(path)
-        await self._checkpoints.get(parsed)
-        return str(self._checkpoints.folder(parsed))
+    def _created(self, run: Run) -> Work:
+        return partial(
+            self._events.record, run_id=run.id, kind="run_created", step=run.step,
+            base_model=run.row.base_model, started_from=run.row.started_from,
+        )  # fmt: skip
 
     async def _load_weights(self, run: Run, request: Request) -> Outcome:
         body = tinker.parse(tinker.LoadWeights, request.payload)
-        folder = await self._saved(body.path)
-        await self._ask(run, ops.LoadWeights(run.id, folder, body.optimizer))
-        run.spoiled = None
+        folder = await self._saving.folder_of(body.path)
+        result, _ = await self._ask(run, ops.LoadWeights(run.id, folder, body.optimizer))
+        self._take_over(run, ops.run_info(result))
         answer = {"path": body.path, "model_id": run.id, "type": "load_weights"}
-        return success(answer), None
+        return Outcome(success(answer), Change("load_weights", of_payload=True))
+
+    @staticmethod
+    def _take_over(run: Run, info: ops.RunInfo) -> None:
+        """What the engine says of a run whose weights are new."""
+        run.lora, run.step, run.parameters = info.lora, info.step, info.trainable_parameters
+        run.spoiled = None
+        run.totals = StepTotals()
 
     # Training
 
     async def _forward_backward(self, run: Run, request: Request) -> Outcome:
         definition = await self._custom_losses.definition(run.row.session_id, request.payload)
         op = ops.ForwardBackward(run.id, request.payload, definition)
-        result, buffers = await self._ask(run, op)
-        if not request.forward_only:
-            run.totals.add(ops.ForwardBackwardStats(**result))
-        return Result(bytes(buffers[0]), PROTOBUF_TYPE), None
+        reply, buffers = await self._ask(run, op)
+        result = Result(bytes(buffers[0]), PROTOBUF_TYPE)
+        if request.forward_only:
+            return Outcome(result)
+        stats = ops.ForwardBackwardStats(**reply)
+        run.totals.add(stats)
+        run.computed += stats.seconds
+        if stats.not_finite is not None:
+            return Outcome(result, _spoil(run, Spoiled(stats.not_finite, skips=True)))
+        change = Change("forward_backward", of_payload=True, data={"stats": asdict(stats)})
+        return Outcome(result, change)
 
     async def _optim_step(self, run: Run, request: Request) -> Outcome:
-        adam = _adam(tinker.parse(tinker.OptimStep, request.payload))
-        totals = run.totals
+        asked = adam_of(tinker.parse(tinker.OptimStep, request.payload))
+        used = run.controls.adam(asked, step=run.step)
         if run.spoiled is not None:
-            reason, run.spoiled = run.spoiled, None
-            run.totals = type(totals)()
-            await self._ask(run, ops.ZeroGrad(run.id))
-            raise ops.OpError(
-                f"This optim_step was not done because {reason}; the gradients of the step were "
-                "dropped and the weights are as they were. Send the step's forward_backward again."
+            return await self._not_stepped(run, asked, used, run.spoiled)
+        reply, _ = await self._ask(run, ops.OptimStep(run.id, used))
+        stats = ops.OptimStepStats(**reply)
+        change = Change("zero_grad")
+        if stats.skipped is None:
+            data = {"adam": asdict(used), "grad_norm": stats.grad_norm}
+            change = Change("optim_step", data=data)
+        return self._outcome_of_step(run, asked, used, stats, change)
+
+    async def _not_stepped(
+        self, run: Run, asked: ops.AdamParams, used: ops.AdamParams, spoiled: Spoiled
+    ) -> Outcome:
+        """Drop the gradients that must not be used."""
+        await self._ask(run, ops.ZeroGrad(run.id))
+        if spoiled.skips:
+            stats = ops.OptimStepStats(
+                step=run.step,
+                grad_norm=None,
+                update_norm=None,
+                learning_rate=used.learning_rate,
+                seconds=0.0,
+                memory_bytes=0,
+                skipped=spoiled.reason,
             )
-        result, _ = await self._ask(run, ops.OptimStep(run.id, adam))
-        run.totals = type(totals)()
-        stats = ops.OptimStepStats(**result)
-        row = totals.row(run.id, time.time(), stats)
-        metrics: dict[str, float] = {
-            "optimizer_step": stats.step,
-            "grad_norm": stats.grad_norm,
-            "update_norm": stats.update_norm,
-            "learning_rate": stats.learning_rate,
-        }
-        return success({"metrics": metrics, "type": "optim_step"}), row
-
-    # Saving
-
-    async def _save_weights(self, run: Run, request: Request) -> Outcome:
-        body = tinker.parse(tinker.SaveWeights, request.payload)
-        path = _path(run, "weights", body.path, request)
-        if not body.overwrite and await self._checkpoints.exists(path):
-            raise ops.OpError(
-                f"There is a checkpoint {path} already; choose another name or pass overwrite=True."
-            )
-        await self._save(run, path, body.ttl_seconds, body.user_metadata)
-        return success({"path": str(path), "type": "save_weights"}), None
-
-    async def _save_for_sampler(self, run: Run, request: Request) -> Outcome:
-        body = tinker.parse(tinker.SaveWeightsForSampler, request.payload)
-        if body.sampling_session_seq_id is not None or body.kind == "inflight":
-            return await self._copy_for_sampler(run, body), None
-        path = _path(run, "sampler_weights", body.path, request)
-        if not body.overwrite and await self._checkpoints.exists(path):
-            raise ops.OpError(f"There is a checkpoint {path} already; choose another name.")
-        await self._save(run, path, body.ttl_seconds, body.user_metadata)
-        return success({"path": str(path), "type": "save_weights_for_sampler"}), None
-
-    async def _copy_for_sampler(self, run: Run, body: tinker.SaveWeightsForSampler) -> Result:
-        target = self._sampling.copy_of(run, body)
-        await self._ask(run, SnapshotSampler(target.name, run.id))
-        sampler = await self._sampling.add_copy(run, body, target)
-        return success(
-            {"path": None, "sampling_session_id": sampler, "type": "save_weights_for_sampler"}
+            return self._outcome_of_step(run, asked, used, stats, Change("zero_grad"))
+        run.totals, run.spoiled = StepTotals(), None
+        sentence = (
+            f"This optim_step was not done because {spoiled.reason}; the gradients of the step "
+            "were dropped and the weights are as they were. Send the step's forward_backward again."
         )
+        return Outcome(failure(sentence, "user"), Change("zero_grad"))
 
-    async def _save_external(self, run: Run, request: Request) -> Outcome:
-        body = tinker.parse(tinker.SaveWeightsExternal, request.payload)
-        path = _path(run, "external_weights", body.path, request)
-        if await self._checkpoints.exists(path):
-            raise ops.OpError(f"There is a checkpoint {path} already; choose another name.")
-        size = await self._save(
-            run, path, body.ttl_seconds, None, recipients=body.age_encryption_recipients
-        )
-        answer = {"path": str(path), "size_bytes": size, "type": "save_weights_external"}
-        return success(answer), None
-
-    async def _save(
+    def _outcome_of_step(
         self,
         run: Run,
-        path: CheckpointPath,
-        ttl_seconds: int | None,
-        user_metadata: dict[str, str] | None,
-        *,
-        recipients: list[str] | None = None,
-    ) -> int:
-        folder = str(self._checkpoints.folder(path))
-        base = run.row.hub_id or run.row.base_path  # what PEFT can load the base from
-        op = ops.SaveCheckpoint(run.id, path.kind, folder, base, recipients)
-        async with self._checkpoints.lock(path):
-            result, _ = await self._ask(run, op)
-            info = ops.SaveInfo(**result)
-            await self._checkpoints.add(
-                path,
-                by=run.row.owner,
-                base_model=run.row.base_model,
-                base_path=run.row.base_path,
-                lora=asdict(run.lora),
-                step=info.step,
-                size_bytes=info.size_bytes,
-                user_metadata=user_metadata,
-                expires_at=None if ttl_seconds is None else time.time() + ttl_seconds,
-            )
-        return info.size_bytes
+        asked: ops.AdamParams,
+        used: ops.AdamParams,
+        stats: ops.OptimStepStats,
+        change: Change,
+    ) -> Outcome:
+        run.step, run.asked, run.spoiled = stats.step, asked, None
+        run.computed += stats.seconds
+        row = run.totals.row(run, stats, asked, used)
+        run.totals = StepTotals()
+        return Outcome(success(_metrics(row)), change, step=row)
 
 
-def _adam(body: tinker.OptimStep) -> ops.AdamParams:
+def _spoil(run: Run, spoiled: Spoiled) -> Change:
+    run.spoiled = spoiled
+    return Change("spoiled", data=asdict(spoiled))
+
+
+def _metrics(row: StepRow) -> dict[str, Any]:
+    """An optim_step's answer. What was asked and what was used, where a person may differ."""
+    names = ("grad_norm", "update_norm", "learning_rate", "grad_clip_norm", "weight_decay")
+    values: dict[str, float | None] = {"optimizer_step": row.step}
+    for name in names:
+        values[name] = getattr(row, name)
+        if (requested := f"{name}_requested") in StepRow.__table__.columns:
+            values[requested] = getattr(row, requested)
+    if row.skipped is not None:
+        values["skipped"] = 1.0
+    metrics = {name: value for name, value in values.items() if value is not None}
+    return {"metrics": metrics, "type": "optim_step"}
+
+
+def adam_of(body: tinker.OptimStep) -> ops.AdamParams:
+    """What an optim_step asks for. Raises `OpError`."""
     if body.optimizer_params is not None:
         raise ops.OpError(unsupported_optimizer(body.optimizer_params.get("type")))
     if body.adam_params is None:
@@ -276,12 +354,16 @@ def unsupported_optimizer(kind: object) -> str:
     return f"The optimizer {str(kind)[:60]!r} is not supported{why}; use AdamW, the default."
 
 
-def _path(run: Run, kind: ops.CheckpointKind, name: str | None, request: Request) -> CheckpointPath:
-    return CheckpointPath(run.id, kind, check_name(name or f"{request.seq_id:06d}"))
-
-
-def _engine_gone(run: Run) -> str:
+def _deadly(request: Request) -> str:
     return (
-        f"The engine that held run {run.id} ended, and with it the run's weights; "
-        "start a new client from its last checkpoint."
+        f"The engine died {_DEATHS} times at this request ({request.kind} number "
+        f"{request.seq_id}), so it is given up; the run goes on from before it. If memory ran out, "
+        "send smaller batches or shorter sequences, or lower EngineSupervisor.microbatch_tokens."
+    )
+
+
+def _not_revived(run: Run) -> str:
+    return (
+        f"Run {run.id} could not be revived: the engine died {_REVIVALS} times before it had the "
+        "run back. What the run was is kept; this request was not done."
     )

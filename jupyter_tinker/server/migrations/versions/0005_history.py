@@ -25,7 +25,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("step", sa.Integer(), nullable=False),
         sa.Column("request_id", sa.String(), nullable=True),
-        sa.Column("adam", sa.JSON(), nullable=True),
+        sa.Column("data", sa.JSON(), nullable=False),
         sa.Column("time", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("run_id", "position"),
     )

@@ -1,0 +1,175 @@
+"""Brings runs back into an engine: their last snapshot, and what was done since, once more.
+
+The engine cannot tell a replayed operation from a new one, so on a CPU the run is to the last bit
+what it was. Knows nothing of queues, clients or HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ..wire import ops, tinker
+from .checkpoints import Checkpoints, parse_path
+from .custom_losses import CustomLosses
+from .events import Events
+from .history import History, Plan
+from .runs import Run
+from .schema import OperationRow, SnapshotRow
+from .snapshots import Snapshots
+from .supervisor import EngineDied, EngineSupervisor
+from .turns import Turns
+
+
+class Revival:
+    """Makes the states of runs."""
+
+    def __init__(
+        self,
+        *,
+        supervisor: EngineSupervisor,
+        turns: Turns,
+        history: History,
+        snapshots: Snapshots,
+        checkpoints: Checkpoints,
+        custom_losses: CustomLosses,
+        events: Events,
+        log: Any,
+    ) -> None:
+        self._supervisor = supervisor
+        self._turns = turns
+        self._history = history
+        self._snapshots = snapshots
+        self._checkpoints = checkpoints
+        self._custom_losses = custom_losses
+        self._events = events
+        self._log = log
+
+    async def hold(self, run: Run) -> None:
+        """See to it that the engine holds a run, as it is. The run's lock is held.
+
+        Raises `EngineDied`, `OpError`, and `HistoryGone` if its state cannot be made again.
+        """
+        if self._supervisor.holds(run.generation):
+            return
+        started = time.monotonic()
+        generation = await self._supervisor.ensure_started()
+        self._log.info("Run %s is being revived.", run.id)
+        try:
+            steps = await self.build(run, run.id, run.place.head, generation)
+        finally:
+            run.replay = None
+        run.generation = generation
+        seconds = time.monotonic() - started
+        self._log.info("Run %s is back after %.1f s, %d steps replayed.", run.id, seconds, steps)
+        await self._events.emit(
+            run.id, "run_revived", step=run.step, seconds=seconds, replayed=steps
+        )
+
+    async def build(self, run: Run, name: str, position: int, generation: int) -> int:
+        """Make a run's state at a position in the engine, called `name` there; returns the number
+        of steps that were replayed. Raises as `hold`."""
+        while True:
+            plan = await self._history.plan(run.id, run.place, position)
+            try:
+                await self._begin(run, name, plan, generation)
+            except _Damaged as damaged:
+                self._log.error("%s The one before it is used.", damaged)
+                assert plan.snapshot is not None
+                await self._snapshots.delete([plan.snapshot])
+                await self._events.emit(run.id, "guard", rule="snapshot", reason=str(damaged))
+            else:
+                await self._replay(run, name, plan, generation)
+                return plan.steps
+
+    async def _begin(self, run: Run, name: str, plan: Plan, generation: int) -> None:
+        await self._ask(ops.UnloadRun(name), generation)
+        row = run.row
+        if plan.snapshot is None:
+            return
+        file, sha256 = self._snapshots.file(plan.snapshot), plan.snapshot.sha256
+        op = ops.RestoreRun(name, row.base_model, row.base_path, str(file), sha256)
+        try:
+            result, _ = await self._ask(op, generation)
+            run.parameters = ops.run_info(result).trainable_parameters
+        except ops.OpError as error:
+            if error.category == "server" and not await self._snapshots.whole(plan.snapshot):
+                raise _Damaged(plan.snapshot, error.message) from None
+            raise
+
+    async def _replay(self, run: Run, name: str, plan: Plan, generation: int) -> None:
+        done = 0
+        for operation in plan.operations:
+            if name == run.id:
+                run.replay = (done, plan.steps)
+            op = await self._op(run, name, operation)
+            if op is None:
+                continue
+            result, _ = await self._ask(op, generation)
+            if isinstance(op, ops.CreateRun | ops.LoadRun):
+                run.parameters = ops.run_info(result).trainable_parameters
+            elif isinstance(op, ops.OptimStep):
+                done += 1
+                self._compare(run, operation, ops.OptimStepStats(**result))
+
+    async def _op(self, run: Run, name: str, operation: OperationRow) -> ops.Op | None:
+        """What is asked of the engine to do an operation once more."""
+        row = run.row
+        payload = b""
+        if operation.request_id is not None and operation.kind != "create_model":
+            payload = await self._history.payload(operation.request_id)
+        match operation.kind:
+            case "create_model":
+                return ops.CreateRun(name, row.base_model, row.base_path, run.lora)
+            case "create_via_load":
+                load = tinker.parse(tinker.CreateViaLoad, payload)
+                folder = self._folder(load.path)
+                return ops.LoadRun(name, row.base_model, row.base_path, folder, load.optimizer)
+            case "load_weights":
+                body = tinker.parse(tinker.LoadWeights, payload)
+                return ops.LoadWeights(name, self._folder(body.path), body.optimizer)
+            case "forward_backward":
+                definition = await self._custom_losses.definition(row.session_id, payload)
+                return ops.ForwardBackward(name, payload, definition)
+            case "optim_step":
+                return ops.OptimStep(name, ops.AdamParams(**operation.data["adam"]))
+            case "zero_grad":
+                return ops.ZeroGrad(name)
+        return None
+
+    def _folder(self, path: str) -> str:
+        return str(self._checkpoints.folder(parse_path(path)))
+
+    def _compare(self, run: Run, operation: OperationRow, stats: ops.OptimStepStats) -> None:
+        """Say so where a device does not compute the same twice."""
+        before = operation.data.get("grad_norm")
+        if stats.grad_norm != before:
+            self._log.warning(
+                "Step %d of run %s has gradient norm %r in its replay and had %r: this device does "
+                "not compute the same twice.",
+                operation.step,
+                run.id,
+                stats.grad_norm,
+                before,
+            )
+
+    async def _ask(self, op: ops.Op, generation: int) -> tuple[dict[str, Any], list[Any]]:
+        async with self._turns.training():
+            try:
+                return await self._supervisor.request(op, generation=generation)
+            except EngineDied as error:
+                # That a replay was under way says nothing against the request that waits for it.
+                raise EngineDied(str(error)) from error
+
+
+class _Damaged(Exception):
+    def __init__(self, snapshot: SnapshotRow, reason: str) -> None:
+        super().__init__(f"The snapshot of step {snapshot.step} is damaged: {reason}.")
+
+
+def replay_in_words(run: Run) -> str | None:
+    """How far the revival of a run is; None if it is not being revived."""
+    if run.replay is None:
+        return None
+    done, steps = run.replay
+    return f"the run is being revived: {done} of {steps} steps are replayed"

@@ -1,0 +1,195 @@
+"""What a person does to a run: turns its learning rate, pauses it, takes it back, forks it.
+
+Controls belong to the run and hold for every client. They are in force from the next optim_step
+that starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from ..wire import ops
+from ..wire.controls import Change, Controls, difference
+from .backlog import Backlog, Work
+from .checkpoints import CheckpointPath
+from .events import Events
+from .guards import Alarm, Guards
+from .history import History, HistoryGone, operation
+from .registry import Registry
+from .revival import Revival
+from .runs import Run, Spoiled, StepTotals
+from .saving import Saving, path_of_step
+from .schema import BranchRow, RunRow, StepRow
+from .supervisor import EngineDied, EngineSupervisor
+
+
+class Steering:
+    """Changes runs on behalf of people, and by the rules that they set."""
+
+    def __init__(
+        self,
+        *,
+        supervisor: EngineSupervisor,
+        backlog: Backlog,
+        history: History,
+        events: Events,
+        revival: Revival,
+        registry: Registry,
+        saving: Saving,
+        log: Any,
+    ) -> None:
+        self._supervisor = supervisor
+        self._backlog = backlog
+        self._history = history
+        self._events = events
+        self._revival = revival
+        self._registry = registry
+        self._saving = saving
+        self._log = log
+        self._guards: dict[str, Guards] = {}  # by run
+
+    # Controls
+
+    async def change(self, run_id: str, change: Change, *, by: str) -> Run:
+        """Change a run's controls. Raises `UnknownRun`, and `OpError` if it has ended."""
+        run = await self._living(run_id)
+        before, asked = run.controls, run.asked
+        after = before.changed(
+            change,
+            by=by,
+            now=time.time(),
+            step=run.step,
+            asked_learning_rate=None if asked is None else asked.learning_rate,
+        )
+        records = self._adopt(run, after, by=by)
+        if records:
+            await self._backlog.put(lambda db: [record(db) for record in records])
+            self._log.info("Run %s was steered by %s: %s", run.id, by, change)
+        return run
+
+    def _adopt(self, run: Run, after: Controls, *, by: str | None) -> list[Work]:
+        """Put controls in force; what is to be recorded of it."""
+        before, run.controls = run.controls, after
+        run.release()
+        if before == after:
+            return []
+        note = partial(self._events.record, run_id=run.id, actor=by, step=run.step)
+        records: list[Work] = []
+        if before.paused != after.paused:
+            if after.paused:
+                records.append(partial(note, kind="paused", reason=after.paused_because))
+            else:
+                records.append(partial(note, kind="resumed"))
+        changed = difference(before, after)
+        if by is not None and changed:
+            records.append(partial(note, kind="control_changed", **changed))
+        return [partial(_store_controls, run.id, after), *records]
+
+    def stepped(self, run: Run, row: StepRow) -> Sequence[Work]:
+        """Count a step, and look whether a rule wants the run paused; what is to be recorded."""
+        after = run.controls.after_step() if row.skipped is None else run.controls
+        records: list[Work] = []
+        alarm = self._guard(run).look(run.controls.guards, row.step, row.loss_mean, row.skipped)
+        paused = alarm is not None
+        if alarm is None and row.skipped is not None:
+            alarm = Alarm("non_finite", row.skipped)
+        if alarm is not None:
+            after = after.pause(alarm.reason) if paused else after
+            guard = partial(self._events.record, run_id=run.id, step=row.step, kind="guard")
+            records.append(partial(guard, **alarm._asdict(), paused=paused))
+            self._log.warning("Run %s, step %d: %s", run.id, row.step, alarm.reason)
+        return [*records, *self._adopt(run, after, by=None)]
+
+    def _guard(self, run: Run) -> Guards:
+        return self._guards.setdefault(run.id, Guards())
+
+    # The past
+
+    async def rewind(self, run_id: str, step: int, branch: int | None, *, by: str) -> Run:
+        """Take a run back to right after a step; what came later is kept as a branch of its own.
+
+        Raises `UnknownRun`, and `OpError` if that step is not, or not any more, to be had.
+        """
+        run = await self._living(run_id)
+        async with run.lock:
+            place = run.place
+            try:
+                number = place.branch if branch is None else branch
+                position = await self._history.state_of_step(run.id, place, step, number)
+                await self._history.plan(run.id, place, position)
+            except HistoryGone as error:
+                raise ops.OpError(str(error)) from None
+            abandoned, left = place.branch, run.step
+            await self._branch(run, position, step, by)
+            await self._spoil_what_was_accumulated(run, step)
+            run.step = step
+            run.controls = run.controls.rewound(step)
+            self._guards.pop(run.id, None)
+            await self._events.emit(
+                run.id, "rewound", actor=by, step=step, branch=place.branch,
+                abandoned={"branch": abandoned, "step": left},
+            )  # fmt: skip
+            await self._rebuild(run)
+        return run
+
+    async def _branch(self, run: Run, position: int, step: int, by: str) -> None:
+        place = run.place
+        row = BranchRow(
+            run_id=run.id,
+            number=place.branch + 1,
+            first_position=place.last + 1,
+            parent_position=position,
+            step=step,
+            created_at=time.time(),
+            actor=by,
+        )
+        await self._history.add_branch(row)
+        place.branches.append(row)
+        place.head = position
+
+    async def _spoil_what_was_accumulated(self, run: Run, step: int) -> None:
+        """Gradients of other weights; the optim_step that waits for them is to be skipped."""
+        if not run.totals.datums and run.spoiled is None:
+            return
+        run.totals = StepTotals()
+        run.spoiled = Spoiled(f"the run was rewound to step {step} in the middle of it", skips=True)
+        row = operation(run.id, run.place.advance(), "spoiled", step, **asdict(run.spoiled))
+        await self._history.add(row)
+
+    async def _rebuild(self, run: Run) -> None:
+        """Have the engine hold what the run is now. If that fails, the next request tries again."""
+        generation, run.generation = run.generation, 0
+        if not self._supervisor.holds(generation):
+            return
+        try:
+            await self._revival.hold(run)
+        except (EngineDied, ops.OpError, HistoryGone) as error:
+            self._log.warning("Run %s is not in the engine yet: %s", run.id, error)
+
+    async def fork(
+        self, run_id: str, step: int, branch: int | None, *, by: str
+    ) -> CheckpointPath:
+        """The checkpoint of a run's step, which new runs can start from. Raises as
+        `Saving.folder_of`, and `UnknownRun`."""
+        run = await self._registry.get(run_id)
+        path = await self._saving.make_step(path_of_step(run.id, step, branch))
+        await self._events.emit(run.id, "forked", actor=by, step=step, path=str(path))
+        return path
+
+    async def _living(self, run_id: str) -> Run:
+        run = await self._registry.get(run_id)
+        if run.ended is not None:
+            raise ops.OpError(f"Run {run.id} has ended, so it cannot be steered: {run.ended}")
+        return run
+
+
+def _store_controls(run_id: str, controls: Controls, db: Session) -> None:
+    change = update(RunRow).where(RunRow.id == run_id).values(controls=controls.to_json())
+    db.connection().execute(change)
