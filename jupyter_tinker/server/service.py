@@ -21,6 +21,7 @@ from .checkpoints import Checkpoints, parse_path
 from .copies import Copies
 from .custom_losses import CustomLosses
 from .database import Database
+from .events import EventLimits, Events
 from .futures import Futures, Request
 from .journal import Journal
 from .keys import Keys
@@ -75,12 +76,14 @@ class TinkerService:
         sampling_share: float,
         lora_alpha: float,
         log: Any,
+        event_limits: EventLimits | None = None,
     ) -> None:
         self.catalog = catalog
         self.supervisor = supervisor
         self.journal = Journal(database, server=uuid.uuid4().hex)
         self.keys = Keys(database)
         self.audit = Audit(database)
+        self.events = Events(database, event_limits)
         self.checkpoints = Checkpoints(database, state_dir / "checkpoints")
         self.session_index = SessionIndex(database, state_dir / "checkpoints")
         self.copies = Copies(database, self.checkpoints)
@@ -121,12 +124,14 @@ class TinkerService:
 
     def start(self) -> None:
         """Begin the housekeeping. Called on the event loop."""
+        self.events.start()
         self._spawn(asyncio.to_thread(self.checkpoints.sweep))
         self._spawn(self._tidy())
         self._spawn(self._watch_clients())
 
     async def stop(self) -> None:
         """End the engine and close the database."""
+        await self.events.close()
         for task in self._background:
             task.cancel()
         for queue in self._queues.values():

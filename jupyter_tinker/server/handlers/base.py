@@ -22,6 +22,7 @@ from ..catalog import UnknownModelError
 from ..checkpoints import UnknownCheckpoint
 from ..samplers import UnknownSampler
 from ..service import TinkerService, UnknownRun, UnknownSession
+from ..watchers import TooManyWatchers
 
 if TYPE_CHECKING:
     from ..extension import TinkerExtension
@@ -51,6 +52,7 @@ _STATUS: dict[type[Exception], int] = {
     UnknownRun: 404,
     UnknownCheckpoint: 404,
     UnknownSampler: 404,
+    TooManyWatchers: 503,
 }
 
 
