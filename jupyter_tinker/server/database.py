@@ -17,6 +17,8 @@ from .schema import HEAD
 
 T = TypeVar("T")
 
+_THEN = "after_commit"
+
 
 def default_url(state_dir: Path) -> str:
     """SQLite in the state directory."""
@@ -49,8 +51,12 @@ class Database:
 
     def run(self, work: Callable[[Session], T]) -> T:
         """Do `work` in one transaction, on the calling thread."""
-        with Session(self.open(), expire_on_commit=False) as session, session.begin():
-            return work(session)
+        with Session(self.open(), expire_on_commit=False) as session:
+            with session.begin():
+                result = work(session)
+            for then in session.info.get(_THEN, ()):
+                then()
+            return result
 
     async def call(self, work: Callable[[Session], T]) -> T:
         """Do `work` in one transaction, on the database's thread."""
@@ -61,6 +67,12 @@ class Database:
         await asyncio.to_thread(self._thread.shutdown)
         if self._engine is not None:
             self._engine.dispose()
+
+
+def after_commit(db: Session, then: Callable[[], None]) -> None:
+    """Do `then`, which must not fail, once the transaction of `db` is in the database: on the
+    thread it was made on, before the next one. If it is rolled back, `then` is not done."""
+    db.info.setdefault(_THEN, []).append(then)
 
 
 def _prepare_sqlite(engine: Engine, path: str | None) -> None:

@@ -13,6 +13,8 @@ from traitlets import Float, Integer, Unicode
 from .. import __version__
 from .catalog import Catalog
 from .database import Database, default_url
+from .event_bus import JupyterEventBus
+from .events import EventLimits
 from .handlers import HANDLERS
 from .sampling import SamplingLimits
 from .service import Limits, TinkerService
@@ -108,6 +110,28 @@ class TinkerExtension(ExtensionApp):
         client that comes back samples it again.""",
     )
 
+    max_watchers = Integer(
+        200,
+        min=1,
+        config=True,
+        help="""Most connections that may follow the stream of events at a time.""",
+    )
+    watcher_stall_seconds = Float(
+        30.0,
+        min=0.1,
+        config=True,
+        help="""For how many seconds a connection that follows the stream of events may take nothing
+        of what is sent. It is then cut; a client that connects again goes on where it was.""",
+    )
+
+    snapshot_overhead = Float(
+        0.03,
+        min=0.001,
+        config=True,
+        help="""Part of the time that a run computes which its snapshots may take. More makes them
+        more frequent, and shortens what is computed again after the engine died.""",
+    )
+
     def _config_file_name_default(self) -> str:
         return "jupyter_tinker_config"
 
@@ -125,7 +149,7 @@ class TinkerExtension(ExtensionApp):
             state_dir=state_dir,
             catalog=catalog,
             supervisor=EngineSupervisor(parent=self),
-            limits=Limits(self.seq_gap_seconds, self.keep_results_seconds),
+            limits=Limits(self.seq_gap_seconds, self.keep_results_seconds, self.snapshot_overhead),
             sampling_limits=SamplingLimits(
                 max_samples=self.max_engine_samples,
                 max_samplers=self.max_loaded_samplers,
@@ -135,7 +159,11 @@ class TinkerExtension(ExtensionApp):
             sampling_share=self.sampling_share,
             lora_alpha=self.lora_alpha,
             log=self.log,
+            event_limits=EventLimits(self.max_watchers, self.watcher_stall_seconds),
         )
+        logger = self.serverapp and self.serverapp.event_logger
+        if logger is not None:
+            self.service.events.bus = JupyterEventBus(logger, self.log)
         self.settings["tinker_service"] = self.service
         self.settings["tinker_extension"] = self
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from ..wire import ops, sampling
 from ..wire.ops import OpError
 from .loaded import LoadedSamplers
-from .sample_jobs import Job, Outcome, copy_is_gone, engine_gone
+from .sample_jobs import Job, Outcome, engine_gone
 from .samplers import Target
 from .supervisor import EngineDied
 from .turns import Turns
 from .waiting_line import WaitingLine
 
-_ATTEMPTS = 2  # a request whose engine died is tried once more
+_DEATHS = 2  # of engines at a request, which is then given up
 
 
 class Engine(Protocol):
@@ -43,11 +44,21 @@ class Pump:
     """
 
     def __init__(
-        self, engine: Engine, turns: Turns, *, max_samples: int, max_loaded: int, log: Any
+        self,
+        engine: Engine,
+        turns: Turns,
+        *,
+        max_samples: int,
+        max_loaded: int,
+        revive: Callable[[Target], Awaitable[None]],
+        log: Any,
     ) -> None:
         self._engine = engine
         self._turns = turns
         self._max_samples = max_samples
+        self._revive = revive  # makes a copy of a run's weights again; raises `OpError`
+        self._reviving: dict[str, asyncio.Task[None]] = {}  # by the name of the sampler
+        self._parked: dict[str, list[Job]] = {}  # jobs that wait for that
         self._log = log
         self._generation = 0
         self._line = WaitingLine[Job]()
@@ -71,6 +82,8 @@ class Pump:
         if self._held.get(job.id) is job:
             del self._held[job.id]
             self._chores[sampling.CancelSample(job.id)] = None
+        elif job in (parked := self._parked.get(job.target.name, [])):
+            parked.remove(job)
         elif not self._line.remove(job.target.name, job):
             return
         self._finish(job, reason)
@@ -101,9 +114,11 @@ class Pump:
         return None if job.id in self._held else self._line.ahead(job.target.name, job)
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = [*self._reviving.values(), *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     # The work
 
@@ -123,7 +138,7 @@ class Pump:
                 async with self._turns.sampling() as seconds:
                     await self._turn(seconds)
             except EngineDied as error:
-                self._see_engine(str(error))
+                self._see_engine(str(error), guilty=error.during)
             except Exception as error:
                 self._log.exception("Sampling failed.")
                 reason = f"The server failed: {type(error).__name__}: {error}"
@@ -150,9 +165,9 @@ class Pump:
         at_engine = list(self._held.values())
         # In one go, so that all this costs one round trip. They arrive in this order.
         answers = await asyncio.gather(*map(self._ask, asked), return_exceptions=True)
-        died = next((a for a in answers if isinstance(a, EngineDied)), None)
-        if died is not None:
-            raise died
+        died = [answer for answer in answers if isinstance(answer, EngineDied)]
+        if died:
+            raise max(died, key=lambda error: error.during)
         for job, answer in zip(new, answers[len(chores) :], strict=False):
             if isinstance(answer, BaseException):
                 self._refused(job, answer)
@@ -233,7 +248,6 @@ class Pump:
                 continue
             self._line.pop(job.target.name)
             self._loaded.use(job.target.name)
-            job.attempts += 1
             self._held[job.id] = job
             held[job.target.name] += job.samples
             new.append(job)
@@ -242,7 +256,7 @@ class Pump:
     async def _load(self, target: Target) -> bool:
         """Load a sampler, or fail its jobs; False if there is no room until another gets idle."""
         if target.run is not None:
-            self._give_up(target.name, copy_is_gone())
+            self._park(target)
             return True
         if target.checkpoint and not await asyncio.to_thread(os.path.isdir, target.checkpoint):
             self._give_up(target.name, OpError("The checkpoint of this sampler was deleted."))
@@ -262,14 +276,46 @@ class Pump:
             )
         except OpError as error:
             self._give_up(target.name, error)
-        except EngineDied:
-            self._count_attempt(target.name)
+        except EngineDied as error:
+            if error.during:
+                self._count_death(target.name)
             raise
         else:
             self._loaded.add(target)
         finally:
             self.loading = None
         return True
+
+    def _park(self, target: Target) -> None:
+        """Let the jobs of a copy wait while it is made again, which takes turns of training."""
+        jobs = self._parked.setdefault(target.name, [])
+        for job in self._line.of(target.name):
+            self._line.remove(target.name, job)
+            jobs.append(job)
+        if target.name not in self._reviving:
+            task = asyncio.get_running_loop().create_task(self._make_again(target))
+            self._reviving[target.name] = task
+
+    async def _make_again(self, target: Target) -> None:
+        failure: OpError | None = None
+        try:
+            await self._revive(target)
+        except OpError as error:
+            failure = error
+        except EngineDied:
+            pass  # the jobs go back to the line, and try again
+        except Exception as error:
+            self._log.exception("The weights of a sampler could not be made again.")
+            failure = OpError(f"The server failed: {type(error).__name__}: {error}", "server")
+        else:
+            self.adopt(target)
+        del self._reviving[target.name]
+        for job in self._parked.pop(target.name, []):
+            if failure is not None:
+                self._finish(job, failure)
+            else:
+                self._line.put(target.name, job)
+        self._start()
 
     def _make_room(self) -> bool:
         """Whether one more sampler may be loaded; if need be, the least recently used goes."""
@@ -281,11 +327,11 @@ class Pump:
             self.unload(name)
         return name is not None
 
-    def _count_attempt(self, name: str) -> None:
+    def _count_death(self, name: str) -> None:
         """Loading may be what the engine dies of."""
         for job in self._line.of(name):
-            job.attempts += 1
-            if job.attempts >= _ATTEMPTS:
+            job.deaths += 1
+            if job.deaths >= _DEATHS:
                 self._line.remove(name, job)
                 self._finish(job, engine_gone())
 
@@ -295,7 +341,8 @@ class Pump:
             self._finish(job, reason)
 
     def _give_up_all(self, reason: OpError) -> None:
-        for job in [*self._held.values(), *self._line]:
+        parked = [job for jobs in self._parked.values() for job in jobs]
+        for job in [*self._held.values(), *self._line, *parked]:
             self.cancel(job, reason)
 
     # The engine's life
@@ -304,8 +351,11 @@ class Pump:
     def _same_engine(self) -> bool:
         return self._engine.running and self._engine.generation == self._generation
 
-    def _see_engine(self, why: str = "") -> None:
-        """Notice that the engine is another one: try again what can be, once, and fail the rest."""
+    def _see_engine(self, why: str = "", *, guilty: bool = False) -> None:
+        """Notice that the engine is another one: try again what can be, and fail the rest.
+
+        `guilty`: it was sampling when it died.
+        """
         if self._same_engine:
             return
         self._generation = self._engine.generation
@@ -313,9 +363,8 @@ class Pump:
         self._loaded.clear()
         self._chores.clear()
         for job in reversed(held):
-            if job.target.run is not None:
-                self._finish(job, copy_is_gone())
-            elif job.attempts >= _ATTEMPTS or job.streamed:
+            job.deaths += guilty
+            if job.deaths >= _DEATHS or job.streamed:
                 self._finish(job, engine_gone(why))
             else:
                 self._line.put_back(job.target.name, job)

@@ -1,4 +1,4 @@
-"""All runs that this life of the server has met, and their queues; others are loaded when asked for.
+"""All runs that this life of the server has met, and their queues; others are loaded if asked for.
 
 A run of an earlier life is as it was: its place in its history, what it has accumulated, what is
 pending. Only the engine must be given it again.

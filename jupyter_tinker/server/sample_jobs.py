@@ -23,7 +23,7 @@ class Job:
     samples: int
     finish: Callable[[Outcome], None]
     stream: Callable[[list[list[int]]], None] | None = None
-    attempts: int = 0
+    deaths: int = 0  # of engines that were at it
     streamed: bool = False
 
     def operation(self) -> sampling.Sample:
@@ -34,8 +34,8 @@ class Job:
 def copy_is_gone() -> OpError:
     """Of a job whose sampler was a copy of a run's weights."""
     return OpError(
-        "The engine that held this sampling client's weights ended, and with it the weights. Make "
-        "a new sampling client from a living run, or save weights under a name to keep them.",
+        "The engine that held this sampling client's weights ended, and it is not known how they "
+        "were made. Make a new sampling client.",
         "server",
     )
 

@@ -27,7 +27,7 @@ class Target:
     base_model: str
     base_path: str
     checkpoint: str | None = None  # folder
-    run: str | None = None  # whose weights it is a copy of; such a one cannot be loaded again
+    run: str | None = None  # whose weights it is a copy of, which are made again of its history
 
 
 def sampler_id(session_id: str, seq_id: int) -> str:
@@ -79,6 +79,12 @@ class Samplers:
         if number is None:
             raise UnknownSampler(f"There is no sampling session {sampler_id[:200]!r}.")
         return number
+
+    async def position(self, target: str) -> int | None:
+        """Where in its run's history the newest copy of this name was made; None if unknown."""
+        query = select(SamplerRow.position).where(SamplerRow.target == target)
+        newest = query.order_by(SamplerRow.created_at.desc()).limit(1)
+        return await self._db.call(lambda db: db.scalar(newest))
 
     async def end(self, sampler_ids: Sequence[str], reason: str) -> None:
         """Say why these sample no more; the first reason stays."""

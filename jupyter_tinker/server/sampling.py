@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,10 +19,11 @@ from .catalog import BaseModel, Catalog
 from .checkpoints import CheckpointPath, Checkpoints, parse_path
 from .completions import Completions, client_of
 from .futures import Futures, Request, failure
+from .history import HistoryGone
 from .journal import PROTOBUF_TYPE, Completion, Journal, Result
 from .pump import Engine, Pump
 from .runs import Run
-from .sample_jobs import Job, Outcome
+from .sample_jobs import Job, Outcome, copy_is_gone
 from .samplers import Samplers, Target, sampler_id
 from .schema import SamplerRow
 from .turns import Turns
@@ -54,6 +55,7 @@ class Sampling:
         engine: Engine,
         turns: Turns,
         limits: SamplingLimits,
+        revive: Callable[[Target, int], Awaitable[None]],
         log: Any,
     ) -> None:
         self.samplers = samplers
@@ -63,8 +65,10 @@ class Sampling:
             turns,
             max_samples=limits.max_samples,
             max_loaded=limits.max_samplers,
+            revive=self._revive,
             log=log,
         )
+        self._revive_copy = revive  # makes a copy of a run's weights, as of a position
         self._futures = futures
         self._checkpoints = checkpoints
         self._catalog = catalog
@@ -170,6 +174,7 @@ class Sampling:
             base_model=run.row.base_model,
             base_path=run.row.base_path,
             run_id=run.id,
+            position=run.place.head,
             target=target.name,
             created_at=time.time(),
         )
@@ -192,6 +197,16 @@ class Sampling:
             self._rows.pop(name, None)
         if dropped:
             await self.samplers.end(dropped, _dropped(self._limits.max_copies))
+
+    async def _revive(self, target: Target) -> None:
+        """Have the engine make a copy that another engine had. Raises `OpError`."""
+        position = await self.samplers.position(target.name)
+        if position is None:
+            raise copy_is_gone()
+        try:
+            await self._revive_copy(target, position)
+        except HistoryGone as error:
+            raise OpError(f"These weights are gone. {error}", "server") from None
 
     async def end_run(self, run_id: str, reason: str) -> None:
         """Free the copies of a run's weights; what is pending of them fails."""

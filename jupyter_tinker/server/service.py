@@ -24,7 +24,7 @@ from .checkpoints import Checkpoints
 from .copies import Copies
 from .custom_losses import CustomLosses
 from .database import Database
-from .events import Events
+from .events import EventLimits, Events
 from .futures import Futures, Request
 from .history import History, HistoryGone
 from .journal import Journal
@@ -79,13 +79,14 @@ class TinkerService:
         sampling_share: float,
         lora_alpha: float,
         log: Any,
+        event_limits: EventLimits | None = None,
     ) -> None:
         self.catalog = catalog
         self.supervisor = supervisor
         self.journal = Journal(database, server=uuid.uuid4().hex)
         self.keys = Keys(database)
         self.audit = Audit(database)
-        self.events = Events(database)
+        self.events = Events(database, event_limits)
         self.checkpoints = Checkpoints(database, state_dir / "checkpoints")
         self.session_index = SessionIndex(database, state_dir / "checkpoints")
         self.copies = Copies(database, self.checkpoints)
@@ -187,13 +188,13 @@ class TinkerService:
 
     async def stop(self) -> None:
         """End the engine and close the database."""
+        await self.events.close()
         for task in self._background:
             task.cancel()
         await self.registry.close()
         await self.sampling.close()
         await self._keep_runs()
         await self.supervisor.stop()
-        await self.events.close()
         await self.futures.stored()
         with suppress(Exception):
             await self.futures.tidy(self._limits.keep_results)

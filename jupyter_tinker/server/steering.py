@@ -173,9 +173,7 @@ class Steering:
         except (EngineDied, ops.OpError, HistoryGone) as error:
             self._log.warning("Run %s is not in the engine yet: %s", run.id, error)
 
-    async def fork(
-        self, run_id: str, step: int, branch: int | None, *, by: str
-    ) -> CheckpointPath:
+    async def fork(self, run_id: str, step: int, branch: int | None, *, by: str) -> CheckpointPath:
         """The checkpoint of a run's step, which new runs can start from. Raises as
         `Saving.folder_of`, and `UnknownRun`."""
         run = await self._registry.get(run_id)

@@ -40,7 +40,6 @@ _REVIVALS = 8  # that fail, of a run, for one request
 _HELD_BACK = frozenset({"forward_backward", "optim_step", "load_weights"})
 
 
-
 class Trainer:
     """Performs the requests of all runs."""
 

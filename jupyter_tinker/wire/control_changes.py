@@ -58,6 +58,14 @@ class Change(TypedDict, total=False):
     reset: bool  # true
 
 
+class PastStep(BaseModel):
+    """A step of a run's past; without a branch, of its present one."""
+
+    model_config = _STRICT
+    step: Annotated[int, Field(ge=0, le=_MOST)]
+    branch: Annotated[int, Field(ge=0, le=_MOST)] | None = None
+
+
 _CHANGE = TypeAdapter(Change)
 # What `reset` sets back.
 _UNDONE = {"learning_rate_scale", "learning_rate", "grad_clip_norm", "weight_decay"}

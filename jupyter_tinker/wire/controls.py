@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from .control_changes import Change as Change
 from .control_changes import LossSpike as LossSpike
+from .control_changes import PastStep as PastStep
 from .control_changes import Plateau as Plateau
 from .control_changes import RulesChange
 from .control_changes import parse_change as parse_change

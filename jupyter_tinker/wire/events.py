@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ Kind = Literal[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened; `id` rises over all events and steps of a server."""
 
@@ -35,3 +37,30 @@ class Event:
     actor: str | None  # who did it, where somebody did
     step: int | None  # of the run's optimizer, at that time
     data: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def encode(event: Event) -> bytes:
+    """The event as Server-Sent Events have it, with the blank line behind it.
+
+    Numbers that are not finite become null: JSON has none. Never fails.
+    """
+    value = event.to_json()
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        text = json.dumps(_plain(value))
+    return f"id: {event.id}\nevent: {event.kind}\ndata: {text}\n\n".encode()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say of a value."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, str | int) else str(value)

@@ -8,6 +8,7 @@ from . import (
     account,
     checkpoints,
     downloads,
+    events,
     futures,
     openai,
     runs,
@@ -27,9 +28,11 @@ _API = [
     *account.HANDLERS,
 ]
 
+_OURS = [*runs.HANDLERS, *events.HANDLERS]
+
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),
     *((rf"/tinker/oai/api/v1{pattern}/?", *rest) for pattern, *rest in openai.HANDLERS),
-    *((rf"/tinker{pattern}/?", *rest) for pattern, *rest in runs.HANDLERS),
+    *((rf"/tinker{pattern}/?", *rest) for pattern, *rest in _OURS),
     (r"/tinker(?:/.*)?", NotFoundHandler),
 ]

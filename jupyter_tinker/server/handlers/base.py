@@ -20,8 +20,10 @@ from ...wire import ops, tinker
 from .. import keys
 from ..catalog import UnknownModelError
 from ..checkpoints import UnknownCheckpoint
+from ..registry import UnknownRun
 from ..samplers import UnknownSampler
-from ..service import TinkerService, UnknownRun, UnknownSession
+from ..service import TinkerService, UnknownSession
+from ..watchers import TooManyWatchers
 
 if TYPE_CHECKING:
     from ..extension import TinkerExtension
@@ -51,6 +53,7 @@ _STATUS: dict[type[Exception], int] = {
     UnknownRun: 404,
     UnknownCheckpoint: 404,
     UnknownSampler: 404,
+    TooManyWatchers: 503,
 }
 
 

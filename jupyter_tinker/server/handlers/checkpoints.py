@@ -153,7 +153,7 @@ class WeightsInfoHandler(TinkerHandler):
     @authorized
     async def post(self) -> None:
         body = await self.parse(tinker.TinkerPath)
-        row = await self.service.checkpoints.get(parse_path(body.tinker_path))
+        row = await self.service.saving.describe(body.tinker_path)
         flags = ("train_unembed", "train_mlp", "train_attn")
         self.reply(
             {

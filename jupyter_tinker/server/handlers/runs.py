@@ -10,7 +10,12 @@ from typing import Any
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
+from ...wire.controls import Controls, PastStep, parse_change
+from ..queue_state import state_of
+from ..registry import why_ended
+from ..runs import Run
 from ..schema import RunRow, StepRow
+from ..service import TinkerService
 from .base import TinkerHandler
 
 # Rows of one answer; a longer history takes several.
@@ -26,7 +31,9 @@ def _steps_body(rows: list[StepRow]) -> str:
     return json.dumps({"steps": [step_json(row) for row in rows]})
 
 
-def run_json(row: RunRow, last: StepRow | None, ended: str | None) -> dict[str, Any]:
+def run_json(service: TinkerService, row: RunRow, last: StepRow | None) -> dict[str, Any]:
+    """A run as people see it: what it is, what it does now, and how it is steered."""
+    run = service.registry.known(row.id)
     return {
         "run_id": row.id,
         "session_id": row.session_id,
@@ -36,8 +43,30 @@ def run_json(row: RunRow, last: StepRow | None, ended: str | None) -> dict[str, 
         "user_metadata": row.user_metadata,
         "created_at": row.created_at,
         "last_request_at": row.last_request_at,
-        "ended": ended,
+        "started_from": row.started_from,
+        "state": state_of(service, row),
+        "ended": why_ended(row) if run is None else run.ended,
+        "controls": (Controls.from_json(row.controls) if run is None else run.controls).to_json(),
         "last_step": None if last is None else step_json(last),
+    }
+
+
+async def whole_run_json(service: TinkerService, run: Run) -> dict[str, Any]:
+    """`run_json`, and the run's branches."""
+    last = await service.journal.last_steps([run.id])
+    return {
+        **run_json(service, run.row, last.get(run.id)),
+        "step": run.step,
+        "branch": run.place.branch,
+        "branches": [
+            {
+                "number": branch.number,
+                "step": branch.step,
+                "created_at": branch.created_at,
+                "actor": branch.actor,
+            }
+            for branch in run.place.branches
+        ],
     }
 
 
@@ -67,8 +96,55 @@ class RunsHandler(TinkerHandler):
         offset = self.int_argument("offset", 0, 2**31)
         rows, total = await self.service.journal.runs(limit, offset)
         last = await self.service.journal.last_steps([row.id for row in rows])
-        runs = [run_json(row, last.get(row.id), self.service.ended(row)) for row in rows]
+        runs = [run_json(self.service, row, last.get(row.id)) for row in rows]
         self.reply({"runs": runs, "total": total})
+
+
+class RunHandler(TinkerHandler):
+    @web.authenticated
+    @authorized
+    async def get(self, run_id: str) -> None:
+        run = await self.service.run(run_id)
+        self.reply(await whole_run_json(self.service, run))
+
+
+class ControlsHandler(TinkerHandler):
+    """How a run is steered, and steering it; in force from its next optim_step that starts."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, run_id: str) -> None:
+        run = await self.service.run(run_id)
+        self.reply(run.controls.to_json())
+
+    @web.authenticated
+    @authorized
+    async def post(self, run_id: str) -> None:
+        change = parse_change(self.body())
+        run = await self.service.steering.change(run_id, change, by=self.username)
+        self.reply(run.controls.to_json())
+
+
+class RewindHandler(TinkerHandler):
+    """Takes a run back to right after a step; answers once the engine has it there."""
+
+    @web.authenticated
+    @authorized
+    async def post(self, run_id: str) -> None:
+        body = await self.parse(PastStep)
+        run = await self.service.steering.rewind(run_id, body.step, body.branch, by=self.username)
+        self.reply(await whole_run_json(self.service, run))
+
+
+class ForkHandler(TinkerHandler):
+    """Makes a checkpoint of a run's step, which new runs can start from."""
+
+    @web.authenticated
+    @authorized
+    async def post(self, run_id: str) -> None:
+        body = await self.parse(PastStep)
+        path = await self.service.steering.fork(run_id, body.step, body.branch, by=self.username)
+        self.reply({"path": str(path)})
 
 
 class StepsHandler(TinkerHandler):
@@ -87,5 +163,9 @@ class StepsHandler(TinkerHandler):
 HANDLERS = [
     (r"/status", StatusHandler),
     (r"/runs", RunsHandler),
+    (r"/runs/([^/]+)", RunHandler),
     (r"/runs/([^/]+)/steps", StepsHandler),
+    (r"/runs/([^/]+)/controls", ControlsHandler),
+    (r"/runs/([^/]+)/rewind", RewindHandler),
+    (r"/runs/([^/]+)/fork", ForkHandler),
 ]
