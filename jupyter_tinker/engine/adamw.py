@@ -34,35 +34,33 @@ class AdamW:
         self.count = torch.zeros((), device=weights.device)  # float32: what the fused kernel takes
 
     def step(self, weights: torch.Tensor, gradients: torch.Tensor, params: AdamParams) -> float:
-        """Change `weights`; the size of the change. If it is not finite, nothing has changed."""
-        before = [tensor.clone() for tensor in (weights, self.mean, self.square, self.count)]
-        adamw(
-            [weights],
-            [gradients],
-            [self.mean],
-            [self.square],
-            [],
-            [self.count],
-            fused=True,
-            amsgrad=False,
-            maximize=False,
-            lr=params.learning_rate,
-            beta1=params.beta1,
-            beta2=params.beta2,
-            eps=params.eps,
-            weight_decay=params.weight_decay,
-        )
-        size = norm(weights - before[0])
-        if not math.isfinite(size):
-            for tensor, old in zip(
-                (weights, self.mean, self.square, self.count), before, strict=True
-            ):
-                tensor.copy_(old)
-            raise OpError(
-                f"with learning_rate {params.learning_rate}, eps {params.eps} and weight_decay "
-                f"{params.weight_decay} the step would make the weights infinite; lower them. "
-                f"Weights, optimizer and gradients are as they were"
+        """Change `weights`; the size of the change. If that is not finite, or this raises, nothing
+        has changed."""
+        state = (weights, self.mean, self.square, self.count)
+        before = [tensor.clone() for tensor in state]
+        size = math.nan
+        try:
+            adamw(
+                [weights],
+                [gradients],
+                [self.mean],
+                [self.square],
+                [],
+                [self.count],
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                lr=params.learning_rate,
+                beta1=params.beta1,
+                beta2=params.beta2,
+                eps=params.eps,
+                weight_decay=params.weight_decay,
             )
+            size = norm(weights - before[0])
+        finally:
+            if not math.isfinite(size):
+                for tensor, old in zip(state, before, strict=True):
+                    tensor.copy_(old)
         return size
 
 

@@ -43,7 +43,6 @@ _MEAN = "exp_avg."
 _SQUARE = "exp_avg_sq."
 
 Tensors = dict[str, torch.Tensor]
-_sync = staging.sync
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def save(
     """Write the run to `folder`, replacing what is there; encrypted to `recipients` if there are
     some (of `encryption.recipients`)."""
     try:
-        _make(folder.parent)
+        staging.make_folder(folder.parent)
         _restore_interrupted(folder)
         staging.clear(folder)
         fresh = staging.fresh_folder(folder)
@@ -80,7 +79,7 @@ def save(
         reason = getattr(error, "strerror", None) or str(error)
         raise OpError(
             f"the checkpoint could not be written to {folder}: {reason}; "
-            f"{_free_space(folder)}, and what was there before is untouched",
+            f"{staging.free_space(folder)}, and what was there before is untouched",
             "server",
         ) from error
     return SaveInfo(size_bytes=size, step=run.step)
@@ -117,6 +116,13 @@ def read(folder: Path, base: BaseModel, *, optimizer: bool, repair: bool = True)
     return Checkpoint(lora, about["step"], bare, state)
 
 
+def check_shape(checkpoint: Checkpoint, run: Run) -> None:
+    """Raises `OpError` unless the checkpoint can be put into the run."""
+    saved, own = _shape(checkpoint.lora), _shape(run.lora)
+    if saved != own:
+        raise OpError(f"the checkpoint has {saved} and the run {own}; load it as a new run instead")
+
+
 def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Put a checkpoint of the run's own shape into it. Without optimizer state the optimizer starts
     anew, and with it the count of its steps."""
@@ -131,6 +137,11 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.optimizer.count.copy_(state[_COUNT])
     run.optimizer.mean.copy_(torch.cat([state[_MEAN + key].flatten() for key in keys]))
     run.optimizer.square.copy_(torch.cat([state[_SQUARE + key].flatten() for key in keys]))
+
+
+def _shape(lora: LoraSpec) -> str:
+    parts = [part for part in ("attn", "mlp", "unembed") if getattr(lora, f"train_{part}")]
+    return f"rank {lora.rank}, alpha {lora.alpha:g}, trained {'+'.join(parts)}"
 
 
 def _write(
@@ -160,8 +171,8 @@ def _write(
     }
     _save_json(about, folder / ABOUT_FILE, recipients)
     for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
+        staging.sync(file)
+    staging.sync(folder)
 
 
 def _optimizer_tensors(run: Run) -> Tensors:
@@ -198,14 +209,6 @@ def _save_bytes(data: bytes, file: Path, recipients: Sequence[Any] | None) -> No
     file.write_bytes(data)
 
 
-def _make(folder: Path) -> None:
-    """A folder that is there after a power cut too: each new name is on the disk."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        _sync(path.parent)
-
-
 def _replace(fresh: Path, folder: Path) -> None:
     """Put `fresh` in the place of `folder`; at every moment one of the two is whole on the disk."""
     old = _aside(folder)
@@ -216,7 +219,7 @@ def _replace(fresh: Path, folder: Path) -> None:
     except OSError:
         _restore_interrupted(folder)
         raise
-    _sync(folder.parent)
+    staging.sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -233,14 +236,6 @@ def _restore_interrupted(folder: Path) -> None:
 
 def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        free = shutil.disk_usage(folder.parent).free
-    except OSError:
-        return "the disk there cannot be examined"
-    return f"the disk there has {free / 2**20:.0f} MiB free"
 
 
 def _about(folder: Path) -> dict[str, Any]:

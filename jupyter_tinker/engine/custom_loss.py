@@ -11,9 +11,10 @@ import torch
 
 from ..wire import tinker
 from ..wire.ops import OpError
+from . import losses
 from .graph import Budget, Graph
 from .graph_decoder import decode
-from .losses import Config, Input, Loss, Tensors, Value
+from .losses import CUSTOM, Config, Input, Loss, Tensors, Value
 
 _MAX_DEFINITION = 1 << 20  # characters
 
@@ -47,6 +48,13 @@ def compile(definition: str) -> CustomLoss:
     except OpError as error:
         raise OpError(f"{where}: {error.message}") from None
     return CustomLoss(parsed.name, ranks, graph)
+
+
+def find(name: str, definition: str | None) -> Loss:
+    """The loss that a request names, which for "custom" comes with its definition."""
+    if name == CUSTOM and definition is not None:
+        return loss(definition)
+    return losses.find(name)
 
 
 def loss(definition: str) -> Loss:

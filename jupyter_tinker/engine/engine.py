@@ -1,31 +1,44 @@
 """The engine: base models, the runs on them, and an answer to every operation of `wire.ops`.
 
-`handle` either does what an operation asks or raises `OpError`, with the run as it was before.
+`handle` either does what an operation asks or raises `OpError`, with the run as it was before;
+`perform` does not wait for what is done beside other operations.
 Knows nothing of kernels, messages, futures or HTTP; a test or a script can use it as it is.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import psutil
 import torch
 
 from ..wire import ops, sampling, tensors
 from ..wire.ops import Op, OpError
-from . import base_model, checkpoint, custom_loss, encryption, losses, placement, train
+from . import (
+    base_model,
+    checkpoint,
+    custom_loss,
+    encryption,
+    memory,
+    placement,
+    snapshot,
+    train,
+)
 from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
 from .inference import Weights
-from .sample import Sampling, snapshot
+from .sample import Sampling, copy_weights
+from .snapshot_writer import SnapshotWriter
 from .train import Run
 
 Buffers = list[bytes]
+Answer = tuple[dict[str, Any], Buffers]  # an operation's result as a dictionary, and its buffers
 # A CPU is no faster with more, and a token of SmolLM2 takes 1.7 MB of activations.
 _MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
 _AnyOp = TypeVar("_AnyOp", bound=Op)
@@ -40,25 +53,29 @@ class Engine:
         self.options = options or ops.EngineOptions()
         self.placement = placement.choose(self.options, placement.Machine.detect())
         self.sampling = Sampling()
+        self.snapshots = SnapshotWriter()
 
-    def handle(self, op: Op) -> tuple[dict[str, Any], Buffers]:
-        """The result of an operation, as a dictionary, and its buffers."""
+    def handle(self, op: Op) -> Answer:
+        """Do an operation, to its end."""
+        answer = self.perform(op)
+        return answer.result() if isinstance(answer, Future) else answer
+
+    def perform(self, op: Op) -> Answer | Future[Answer]:
+        """Do an operation; a future stands for what is still written while others are done."""
         handler = _HANDLERS.get(type(op))
         if handler is None:
             raise OpError(f"this engine does not do {type(op).__name__}", "server")
         try:
             result, buffers = handler(self, op)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
                 raise
-            reason = str(error).partition("\n")[0][:300]
-        except MemoryError:
-            reason = "Python could allocate no more"
+            reason = memory.reason(error)
         else:
+            if isinstance(result, Future):
+                return result
             return (asdict(result) if result is not None else {}), buffers
-        # Outside of the handlers: there the traceback would still hold the tensors.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        memory.release()
         raise OpError(
             f"{self.placement.device} ran out of memory in {op.name} ({reason}); send shorter "
             f"sequences, lower microbatch_tokens, or unload other runs",
@@ -86,7 +103,7 @@ class Engine:
             attention=self.placement.attention,
             reason=self.placement.reason,
             torch_version=torch.__version__,
-            memory_bytes=self._memory_bytes(),
+            memory_bytes=memory.used(self.placement.torch_device),
             base_models=[base.name for base in self.bases.values()],
             runs=list(self.runs),
         ), []
@@ -94,24 +111,19 @@ class Engine:
     def create_run(self, op: ops.CreateRun) -> tuple[ops.RunInfo, Buffers]:
         self._check_new(op.run)
         base = self._base(op.base_model, op.base_path)
-        return self._info(self._add(op.run, Adapter(base, op.lora))), []
+        return self._info(self._add(op.run, base, op.lora)), []
 
     def load_run(self, op: ops.LoadRun) -> tuple[ops.RunInfo, Buffers]:
         self._check_new(op.run)
         base = self._base(op.base_model, op.base_path)
         saved = checkpoint.read(Path(op.checkpoint), base, optimizer=op.optimizer)
-        run = self._add(op.run, Adapter(base, saved.lora))
-        checkpoint.restore(run, saved)
+        run = self._add(op.run, base, saved.lora, lambda run: checkpoint.restore(run, saved))
         return self._info(run), []
 
     def load_weights(self, op: ops.LoadWeights) -> tuple[ops.RunInfo, Buffers]:
         run = self._run(op.run)
         saved = checkpoint.read(Path(op.checkpoint), run.base, optimizer=op.optimizer)
-        if _shape(saved.lora) != _shape(run.lora):
-            raise OpError(
-                f"the checkpoint has {_shape(saved.lora)} and the run {_shape(run.lora)}; "
-                f"load it as a new run instead"
-            )
+        checkpoint.check_shape(saved, run)
         checkpoint.restore(run, saved)
         return self._info(run), []
 
@@ -119,15 +131,16 @@ class Engine:
         started = time.perf_counter()
         run = self._run(op.run)
         request = tensors.decode_request(op.body)
-        loss = _loss(request.loss_fn, op.custom_loss)
+        loss = custom_loss.find(request.loss_fn, op.custom_loss)
         result = train.forward_backward(run, loss, request, self._microbatch_tokens)
         body = tensors.encode_output(result.outputs, result.metrics)
         return ops.ForwardBackwardStats(
-            loss_sum=result.loss_sum,
+            loss_sum=_finite(result.loss_sum),
             weight_sum=result.weight_sum,
             num_tokens=result.num_tokens,
             num_datums=len(result.outputs),
             seconds=time.perf_counter() - started,
+            not_finite=result.not_finite,
         ), [body]
 
     def check_custom_loss(self, op: ops.CheckCustomLoss) -> tuple[None, Buffers]:
@@ -140,11 +153,12 @@ class Engine:
         result = train.optim_step(run, op.adam)
         return ops.OptimStepStats(
             step=run.step,
-            grad_norm=result.grad_norm,
+            grad_norm=_finite(result.grad_norm),
             update_norm=result.update_norm,
             learning_rate=op.adam.learning_rate,
             seconds=time.perf_counter() - started,
-            memory_bytes=self._memory_bytes(),
+            memory_bytes=memory.used(self.placement.torch_device),
+            skipped=result.skipped,
         ), []
 
     def zero_grad(self, op: ops.ZeroGrad) -> tuple[None, Buffers]:
@@ -155,6 +169,21 @@ class Engine:
         run = self._run(op.run)
         recipients = None if op.recipients is None else encryption.recipients(op.recipients)
         return checkpoint.save(run, op.kind, Path(op.folder), op.base_model_name, recipients), []
+
+    def snapshot_run(self, op: ops.SnapshotRun) -> tuple[Future[Answer], Buffers]:
+        return self.snapshots.take(self._run(op.run), Path(op.file)), []
+
+    def restore_run(self, op: ops.RestoreRun) -> tuple[ops.RunInfo, Buffers]:
+        file = Path(op.file)
+        snapshot.verify(file, op.sha256)
+        base = self._base(op.base_model, op.base_path)
+        state = snapshot.read(file, base)
+        run = self.runs.get(op.run)
+        if run is not None and run.base is base and run.lora == state.lora:
+            snapshot.fill(run, state)
+        else:
+            run = self._add(op.run, base, state.lora, lambda run: snapshot.fill(run, state))
+        return self._info(run), []
 
     def unload_run(self, op: ops.UnloadRun) -> tuple[None, Buffers]:
         run = self.runs.pop(op.run, None)
@@ -174,7 +203,7 @@ class Engine:
 
     def snapshot_sampler(self, op: sampling.SnapshotSampler) -> tuple[None, Buffers]:
         run = self._run(op.run)
-        self.sampling.load(op.sampler, run.base, snapshot(run.adapter))
+        self.sampling.load(op.sampler, run.base, copy_weights(run.adapter))
         return None, []
 
     def unload_sampler(self, op: sampling.UnloadSampler) -> tuple[None, Buffers]:
@@ -192,9 +221,26 @@ class Engine:
     def decode(self, op: sampling.Decode) -> tuple[sampling.Decoded, Buffers]:
         return self.sampling.work(op.seconds)
 
-    def _add(self, name: str, adapter: Adapter) -> Run:
-        self.runs[name] = Run(name, adapter, AdamW(adapter.weights))
-        return self.runs[name]
+    def _add(
+        self,
+        name: str,
+        base: BaseModel,
+        lora: ops.LoraSpec,
+        fill: Callable[[Run], None] = lambda run: None,
+    ) -> Run:
+        """A new run, which takes its name's place once it is filled."""
+        adapter = Adapter(base, lora)
+        run = Run(name, adapter, AdamW(adapter.weights))
+        try:
+            fill(run)
+        except BaseException:
+            adapter.remove()
+            raise
+        replaced = self.runs.get(name)
+        self.runs[name] = run
+        if replaced is not None:
+            replaced.adapter.remove()
+        return run
 
     def _check_new(self, name: str) -> None:
         if name in self.runs:
@@ -221,30 +267,10 @@ class Engine:
             device, _MICROBATCH_TOKENS["cuda"]
         )
 
-    def _memory_bytes(self) -> int:
-        device = self.placement.torch_device
-        if device.type == "cuda":
-            return torch.cuda.memory_allocated(device)
-        if device.type == "mps":
-            return torch.mps.current_allocated_memory()
-        return int(psutil.Process().memory_info().rss)
 
-
-def _loss(name: str, definition: str | None) -> losses.Loss:
-    if name == losses.CUSTOM and definition is not None:
-        return custom_loss.loss(definition)
-    return losses.find(name)
-
-
-def _shape(lora: ops.LoraSpec) -> str:
-    parts = [part for part in ("attn", "mlp", "unembed") if getattr(lora, f"train_{part}")]
-    return f"rank {lora.rank}, alpha {lora.alpha:g}, trained {'+'.join(parts)}"
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # On the CPU torch raises a plain RuntimeError.
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
+def _finite(number: float) -> float | None:
+    """JSON knows no others."""
+    return number if math.isfinite(number) else None
 
 
 def _answers(
@@ -266,6 +292,8 @@ _HANDLERS = dict(
         _answers(ops.OptimStep, Engine.optim_step),
         _answers(ops.ZeroGrad, Engine.zero_grad),
         _answers(ops.SaveCheckpoint, Engine.save_checkpoint),
+        _answers(ops.SnapshotRun, Engine.snapshot_run),
+        _answers(ops.RestoreRun, Engine.restore_run),
         _answers(ops.UnloadRun, Engine.unload_run),
         _answers(sampling.LoadSampler, Engine.load_sampler),
         _answers(sampling.SnapshotSampler, Engine.snapshot_sampler),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..wire.ops import OpError
+from . import memory
 from .adapter import Adapter
 from .batch import Example, Microbatch
 from .logprobs import Scores
@@ -52,7 +53,9 @@ class Evaluation:
             for example in self.examples
         ]
 
-    def run(self, *, backward: bool) -> list[Result]:
+    def run(self, *, backward: bool) -> tuple[list[Result], str | None]:
+        """Each datum's result; and, as a sentence, whose loss or loss's gradient is not finite, if
+        anyone's is: then nothing is added to the adapter's gradients."""
         active = self._active_rows() if backward else None
         if active is not None and not active.any():
             active = None
@@ -64,11 +67,13 @@ class Evaluation:
         layer = base.output_layer.with_adapter(self.adapter.output_adapter())
         scores = Scores(layer, rows.detach(), self.packed.targets, active, through_layers)
         values, gradient = self._loss(scores.logprobs, differentiate=active is not None)
-        if gradient is not None:
-            rows_gradient = scores.backward(gradient, self.adapter.output_gradients())
+        fault = self._fault(values, gradient)
+        if gradient is not None and fault is None:
+            own = gradient.to(rows.device)
+            rows_gradient = scores.backward(own, self.adapter.output_gradients())
             if through_layers:
                 rows.backward(rows_gradient)
-        return self._results(scores.logprobs, values)
+        return self._results(scores.logprobs, values), fault
 
     def _active_rows(self) -> torch.Tensor:
         active = self.loss.active
@@ -93,8 +98,7 @@ class Evaluation:
                 for where, slope in zip(cells, self._slopes(indices, part, leaves), strict=True):
                     gradient[where] = slope
             values.extend(replace(value, loss=value.loss.detach()) for value in part)
-        self._check_finite(values, gradient)
-        return values, None if gradient is None else gradient.to(logprobs.device)
+        return values, gradient
 
     def _cells(self, index: int) -> tuple[slice, slice]:
         """A datum's own among all log-probabilities (R, K)."""
@@ -116,7 +120,7 @@ class Evaluation:
         try:
             return torch.autograd.grad(total, leaves)
         except RuntimeError as error:
-            if not self.loss.on_cpu:
+            if not self.loss.on_cpu or memory.ran_out(error):
                 raise
             # Of a client's own making, such as a function that has no derivative.
             reason = str(error).partition("\n")[0][:300]
@@ -125,21 +129,26 @@ class Evaluation:
                 f"datum {member}: {self.loss.name} has no gradient here: {reason}"
             ) from None
 
-    def _check_finite(self, values: Sequence[Value], gradient: torch.Tensor | None) -> None:
+    def _fault(self, values: Sequence[Value], gradient: torch.Tensor | None) -> str | None:
         everything = torch.cat([value.loss.flatten() for value in values])
         finite = torch.isfinite(everything).all()
         if gradient is not None:
             finite &= torch.isfinite(gradient).all()
         if finite:
-            return
-        for member, span, value in zip(self.packed.members, self.packed.spans, values, strict=True):
-            bad = not torch.isfinite(value.loss).all()
-            if bad or (gradient is not None and not torch.isfinite(gradient[span]).all()):
-                raise OpError(
-                    f"datum {member}: its loss is not finite, or the loss's gradient, so the batch "
-                    f"was dropped; check its loss inputs, or load an earlier checkpoint if the "
-                    f"model itself has diverged"
-                )
+            return None
+        member = next(
+            member
+            for member, span, value in zip(
+                self.packed.members, self.packed.spans, values, strict=True
+            )
+            if not torch.isfinite(value.loss).all()
+            or (gradient is not None and not torch.isfinite(gradient[span]).all())
+        )
+        return (
+            f"datum {member}: its loss is not finite, or the loss's gradient, so the gradient of "
+            f"this batch was dropped; check its loss inputs, or load an earlier checkpoint if the "
+            f"model itself has diverged"
+        )
 
     def _results(self, logprobs: torch.Tensor, values: Sequence[Value]) -> list[Result]:
         all_logprobs = logprobs.cpu().numpy()
@@ -154,4 +163,6 @@ class Evaluation:
         output = {"logprobs": own[:, 0] if self.examples[index].flat else own}
         if value.loss.ndim:
             output["elementwise_loss"] = losses
-        return Result(output, float(losses.sum(dtype=np.float64)), value.metrics)
+        with np.errstate(invalid="ignore"):
+            total = float(losses.sum(dtype=np.float64))
+        return Result(output, total, value.metrics)

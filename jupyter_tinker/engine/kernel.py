@@ -7,9 +7,13 @@ kernel's namespace the engine is called `engine`. Knows nothing of HTTP, queues 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
@@ -17,6 +21,7 @@ from ipykernel.kernelapp import IPKernelApp
 
 from ..wire import ops
 
+Answer = tuple[dict[str, Any], list[bytes]]
 _log = logging.getLogger("jupyter_tinker.engine")
 
 
@@ -38,26 +43,45 @@ class TinkerKernel(IPythonKernel):
 
     async def tinker_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         started = time.perf_counter()
-        content, buffers = self._answer(parent["content"], parent.get("buffers", []))
-        content["seconds"] = time.perf_counter() - started
-        assert self.session is not None
-        frames: Any = buffers
-        self.session.send(stream, ops.REPLY, content, parent, ident=ident, buffers=frames)
+        loop = asyncio.get_running_loop()
+        content, buffers = parent["content"], parent.get("buffers", [])
 
-    def _answer(
-        self, content: dict[str, Any], buffers: list[Any]
-    ) -> tuple[dict[str, Any], list[bytes]]:
-        try:
-            result, out = self.engine.handle(ops.decode(content, buffers))
-        except ops.OpError as error:
-            return _failure(error.message, error.category), []
-        except KeyboardInterrupt:
-            return _failure("the operation was interrupted at the engine", "server"), []
-        except Exception as error:
-            _log.exception("operation %r failed", content.get("op"))
-            name = type(error).__name__
-            return _failure(f"the engine failed: {name}: {error}"[:1000], "server"), []
-        return {"ok": True, "result": result}, out
+        def send(answer: Answer) -> None:
+            result, frames = answer
+            assert self.session is not None
+            out: Any = frames
+            reply = {**result, "seconds": seconds}
+            self.session.send(stream, ops.REPLY, reply, parent, ident=ident, buffers=out)
+
+        def send_later(done: Future[Answer]) -> None:
+            reply = _reply(content, done.result)
+            with suppress(RuntimeError):  # the kernel has ended, and nobody waits any more
+                loop.call_soon_threadsafe(send, reply)
+
+        reply = _reply(content, lambda: self.engine.perform(ops.decode(content, buffers)))
+        seconds = time.perf_counter() - started
+        if isinstance(reply, Future):
+            reply.add_done_callback(send_later)
+        else:
+            send(reply)
+
+
+def _reply(content: dict[str, Any], work: Callable[[], Answer | Future[Answer]]) -> Any:
+    """What to answer an operation: content and buffers, or the future of what is not yet done."""
+    try:
+        answer = work()
+    except ops.OpError as error:
+        return _failure(error.message, error.category), []
+    except KeyboardInterrupt:
+        return _failure("the operation was interrupted at the engine", "server"), []
+    except Exception as error:
+        _log.exception("operation %r failed", content.get("op"))
+        name = type(error).__name__
+        return _failure(f"the engine failed: {name}: {error}"[:1000], "server"), []
+    if isinstance(answer, Future):
+        return answer
+    result, buffers = answer
+    return {"ok": True, "result": result}, buffers
 
 
 def _failure(message: str, category: ops.Category) -> dict[str, Any]:

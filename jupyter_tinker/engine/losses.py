@@ -117,8 +117,7 @@ def _policy_report(lp: np.ndarray, x: Arrays, config: Config) -> dict[str, float
 
 def _clip_report(lp: np.ndarray, x: Arrays, config: Config) -> dict[str, float]:
     chosen = x["advantages"] != 0
-    with np.errstate(over="ignore"):
-        ratio = np.exp((lp - x["logprobs"])[chosen].astype(np.float64))
+    ratio = np.exp((lp - x["logprobs"])[chosen].astype(np.float64))
     outside = (ratio < config["clip_low_threshold"]) | (ratio > config["clip_high_threshold"])
     return {**_policy_report(lp, x, config), "clipped_tokens:sum": float(outside.sum())}
 

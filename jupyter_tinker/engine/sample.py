@@ -169,7 +169,7 @@ class Sampling:
         return self._bases[base.path]
 
 
-def snapshot(adapter: Adapter) -> Weights:
+def copy_weights(adapter: Adapter) -> Weights:
     """A copy of an adapter's weights as they are now."""
     copies = {key: view.clone() for key, view in adapter.views.items()}
     return Weights(copies, adapter.spec.alpha / adapter.spec.rank)

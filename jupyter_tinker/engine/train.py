@@ -1,27 +1,31 @@
 """A run, and the three things training does with it: forward, forward_backward, optim_step.
 
-Either an operation is done or it raises and the run is as it was before.
+Either an operation is done or it raises and the run is as it was before. What is not finite is no
+error: it is reported, and reaches neither gradients nor weights.
 Knows nothing of files, messages or how a run came to be.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ..wire.ops import AdamParams, LoraSpec, OpError
+from ..wire.ops import AdamParams, LoraSpec
 from ..wire.tensors import Batch
-from . import adamw, batch, losses
+from . import adamw, batch, losses, memory
 from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
 from .batch import Example
 from .evaluation import Evaluation, Result
+
+_log = logging.getLogger("jupyter_tinker.engine")
 
 # What a pass of its own costs, in tokens of padding: a GPU waits for the launches of every layer.
 _GROUP_COST = {"cpu": 32, "cuda": 1024}
@@ -60,6 +64,7 @@ class ForwardResult:
     weight_sum: float
     num_tokens: int
     loss_metrics: dict[str, float]  # the loss's own
+    not_finite: str | None  # why the gradients were left as they were
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -76,7 +81,8 @@ class ForwardResult:
 @dataclass(frozen=True)
 class StepResult:
     grad_norm: float
-    update_norm: float
+    update_norm: float | None  # None: skipped
+    skipped: str | None = None  # why weights and optimizer were left as they were
 
 
 def forward_backward(
@@ -85,23 +91,16 @@ def forward_backward(
     """The loss of a batch and, unless it is `forward_only`, its gradient on top of the run's."""
     config = losses.settings(loss, request.loss_fn_config)
     examples = batch.check(request.data, loss, run.base.limits)
-    group_cost = _GROUP_COST.get(run.base.device.type, _GROUP_COST["cuda"])
-    groups = batch.group([e.length for e in examples], microbatch_tokens, group_cost)
+    work = _Work(run, loss, config, examples, backward=not request.forward_only)
     run.base.activate(run.adapter.name)
-    results: dict[int, Result] = {}
-    with _all_or_nothing(run, backward=not request.forward_only):
-        for members in groups:
-            packed = batch.assemble(examples, members, run.base.device)
-            evaluation = Evaluation(run.adapter, loss, config, examples, packed)
-            done = evaluation.run(backward=not request.forward_only)
-            results.update(zip(members, done, strict=True))
-    ordered = [results[i] for i in range(len(examples))]
+    results, not_finite = work.results(microbatch_tokens)
     return ForwardResult(
-        outputs=[result.output for result in ordered],
-        loss_sum=math.fsum(result.loss for result in ordered),
-        weight_sum=math.fsum(_weight(loss, example) for example in examples),
+        outputs=[result.output for result in results],
+        loss_sum=_total(result.loss for result in results),
+        weight_sum=_total(_weight(loss, example) for example in examples),
         num_tokens=sum(example.length for example in examples),
-        loss_metrics=_loss_metrics(loss, config, examples, ordered),
+        loss_metrics=_loss_metrics(loss, config, examples, results),
+        not_finite=not_finite,
     )
 
 
@@ -112,9 +111,11 @@ def optim_step(run: Run, params: AdamParams) -> StepResult:
     norm = adamw.norm(adapter.gradients)
     if not math.isfinite(norm):
         run.zero_grad()
-        raise OpError(
+        return StepResult(
+            norm,
+            None,
             f"the gradient norm is {norm}: these gradients were dropped, weights and optimizer are "
-            f"as they were; scale the loss down or check its inputs"
+            f"as they were; scale the loss down or check its inputs",
         )
     gradients = adapter.gradients
     if params.grad_clip_norm > 0:
@@ -123,32 +124,106 @@ def optim_step(run: Run, params: AdamParams) -> StepResult:
         gradients = gradients * min(1.0, params.grad_clip_norm / (norm + 1e-6))
     update_norm = run.optimizer.step(adapter.weights, gradients, params)
     run.zero_grad()
+    if not math.isfinite(update_norm):
+        return StepResult(
+            norm,
+            None,
+            f"with learning_rate {params.learning_rate}, eps {params.eps} and weight_decay "
+            f"{params.weight_decay} the step would make the weights infinite: its gradients were "
+            f"dropped, weights and optimizer are as they were; lower them",
+        )
     run.step += 1
-    return StepResult(grad_norm=norm, update_norm=update_norm)
+    return StepResult(norm, update_norm)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A checked batch, to be evaluated."""
+
+    run: Run
+    loss: losses.Loss
+    config: losses.Config
+    examples: Sequence[Example]
+    backward: bool
+
+    def results(self, microbatch_tokens: int) -> tuple[list[Result], str | None]:
+        """Each datum's result, and why the gradient was dropped. Where the device has too little
+        memory it is tried again in ever smaller microbatches, down to single sequences."""
+        limit = microbatch_tokens
+        groups = self._groups(limit)
+        while True:
+            try:
+                return self._evaluate(groups)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.ran_out(error) or max(map(len, groups)) == 1:
+                    raise
+            memory.release()
+            tried = groups
+            while groups == tried:
+                limit //= 2
+                groups = self._groups(limit)
+            _log.warning("Out of memory; trying again with %d tokens a microbatch.", limit)
+
+    def _groups(self, max_tokens: int) -> list[list[int]]:
+        cost = _GROUP_COST.get(self.run.base.device.type, _GROUP_COST["cuda"])
+        return batch.group([example.length for example in self.examples], max_tokens, cost)
+
+    def _evaluate(self, groups: list[list[int]]) -> tuple[list[Result], str | None]:
+        if not self.backward:
+            return self._pass(groups, backward=False)[0], None
+        with _all_or_nothing(self.run) as put_back:
+            results, fault = self._pass(groups, backward=True)
+            if fault is None and not math.isfinite(adamw.norm(self.run.adapter.gradients)):
+                fault = (
+                    "the gradient of this batch is not finite, so it was dropped; lower the "
+                    "weights of its loss, or load an earlier checkpoint if the model itself has "
+                    "diverged"
+                )
+            if fault is not None:
+                put_back()
+        return results, fault
+
+    def _pass(self, groups: list[list[int]], *, backward: bool) -> tuple[list[Result], str | None]:
+        results: dict[int, Result] = {}
+        fault: str | None = None
+        for members in groups:
+            packed = batch.assemble(self.examples, members, self.run.base.device)
+            evaluation = Evaluation(self.run.adapter, self.loss, self.config, self.examples, packed)
+            # Once a gradient is lost, the others need not be computed.
+            done, found = evaluation.run(backward=backward and fault is None)
+            fault = fault or found
+            results.update(zip(members, done, strict=True))
+        return [results[i] for i in range(len(self.examples))], fault
 
 
 @contextmanager
-def _all_or_nothing(run: Run, *, backward: bool) -> Iterator[None]:
-    """Puts the gradients back if the block fails, be it half-way through its microbatches."""
-    if not backward:
-        yield
-        return
+def _all_or_nothing(run: Run) -> Iterator[Callable[[], None]]:
+    """Puts the gradients back if the block fails, be it half-way through its microbatches, or if it
+    calls what it is given."""
     gradients = run.adapter.gradients
     before = gradients.clone() if run.has_gradients else None
-    run.has_gradients = True
-    try:
-        yield
-        if not math.isfinite(adamw.norm(gradients)):
-            raise OpError(
-                "the gradient of this batch is not finite, so it was dropped; lower the weights of "
-                "its loss, or load an earlier checkpoint if the model itself has diverged"
-            )
-    except BaseException:
+
+    def put_back() -> None:
         if before is None:
             run.zero_grad()
         else:
             gradients.copy_(before)
+
+    run.has_gradients = True
+    try:
+        yield put_back
+    except BaseException:
+        put_back()
         raise
+
+
+def _total(values: Iterable[float]) -> float:
+    """The exact sum, and what IEEE arithmetic makes of infinite ones."""
+    numbers = list(values)
+    try:
+        return math.fsum(numbers)
+    except (OverflowError, ValueError):  # beyond all numbers, or both infinities
+        return sum(numbers)
 
 
 def _weight(loss: losses.Loss, example: Example) -> float:
@@ -172,8 +247,9 @@ def _loss_metrics(
         names = examples[0].inputs
         inputs = {name: np.concatenate([e.inputs[name][:, 0] for e in examples]) for name in names}
         logprobs = np.concatenate([result.output["logprobs"] for result in results])
-        metrics.update(loss.report(logprobs, inputs, config))
+        with np.errstate(over="ignore", invalid="ignore"):
+            metrics.update(loss.report(logprobs, inputs, config))
     for key in results[0].metrics:
-        total = math.fsum(result.metrics[key] for result in results)
+        total = _total(result.metrics[key] for result in results)
         metrics[key] = total / len(results) if key.endswith(":mean") else total
     return metrics

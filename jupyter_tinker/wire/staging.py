@@ -1,4 +1,5 @@
-"""Folders that are whole or not there: each is made under a temporary name beside its place.
+"""Folders and files that are whole or not there: each is made under a temporary name beside its
+place, and renamed.
 
 The name says which process makes it, so that what a killed one left can be told from another's work
 in progress: several servers may share a directory.
@@ -19,17 +20,31 @@ from pathlib import Path
 import psutil
 
 _MADE_BY = re.compile(r"\..+\.([0-9a-f]{12})-(\d+)-[^.]*\.tmp")
-# Nobody fills one folder for so long; what is older is stale wherever its maker ran.
+# Nobody works on one of them for so long; what is older is stale wherever its maker ran.
 _LONGEST_WORK = 86_400.0
 
 
 def fresh_folder(folder: Path) -> Path:
     """A new, empty folder to fill and then rename to `folder`, whose parent is made if need be."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}.{_place()}-{os.getpid()}-"
-    fresh = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder.parent))
+    fresh = Path(tempfile.mkdtemp(prefix=_prefix(folder), suffix=".tmp", dir=folder.parent))
     fresh.chmod(0o755)  # mkdtemp's folders are for nobody else to read
     return fresh
+
+
+def fresh_file(file: Path) -> Path:
+    """A new, empty file, for its owner alone, to write and then rename to `file`."""
+    descriptor, name = tempfile.mkstemp(prefix=_prefix(file), suffix=".tmp", dir=file.parent)
+    os.close(descriptor)
+    return Path(name)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder that is there after a power cut too: each new name is on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
 
 
 def clear(folder: Path) -> None:
@@ -37,7 +52,7 @@ def clear(folder: Path) -> None:
     unfinished = re.compile(rf"\.{re.escape(folder.name)}\.[^.]+\.tmp")
     for path in folder.parent.iterdir():
         if unfinished.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
 
 
 def sync(path: Path) -> None:
@@ -51,20 +66,42 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(directory: Path, pattern: str) -> list[Path]:
-    """Remove the temporary folders under `directory` that nobody fills any more; returns them."""
-    stale = [folder for folder in directory.glob(f"{pattern}/.*.tmp") if _stale(folder)]
-    for folder in stale:
-        shutil.rmtree(folder, ignore_errors=True)
+def sweep(directory: Path, pattern: str = ".") -> list[Path]:
+    """Remove what nobody fills any more of the temporary folders and files in `directory`, or in
+    those below it that `pattern` matches; returns them."""
+    stale = [path for path in directory.glob(f"{pattern}/.*.tmp") if _stale(path)]
+    for path in stale:
+        _remove(path)
     return stale
 
 
-def _stale(folder: Path) -> bool:
-    made_by = _MADE_BY.fullmatch(folder.name)
+def free_space(path: Path) -> str:
+    """How much room is left where `path` is, as a part of a sentence."""
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError:
+        return "the disk there cannot be examined"
+    return f"the disk there has {free / 2**20:.0f} MiB free"
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{_place()}-{os.getpid()}-"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _stale(path: Path) -> bool:
+    made_by = _MADE_BY.fullmatch(path.name)
     if made_by is not None and made_by[1] == _place():
         return not psutil.pid_exists(int(made_by[2]))
     try:
-        return folder.stat().st_mtime < time.time() - _LONGEST_WORK
+        return path.stat().st_mtime < time.time() - _LONGEST_WORK
     except OSError:
         return False
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from jupyter_tinker.engine import checkpoint
 from jupyter_tinker.engine.engine import Engine
+from jupyter_tinker.wire import staging
 from jupyter_tinker.wire.ops import AdamParams, OpError
 
 from .reference import Client, load_peft, samples
@@ -172,7 +173,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", full)
+        patch.setattr(staging, "sync", full)
         with pytest.raises(OpError, match="No space left on device") as caught:
             client.save(saved)
     assert caught.value.category == "server"
@@ -212,7 +213,7 @@ class Disk:
     def __init__(self, patch: pytest.MonkeyPatch, die_before: int | None = None) -> None:
         self.steps: list[tuple[str, Path]] = []
         self._die_before = die_before
-        patch.setattr(checkpoint, "_sync", self._noting("sync", checkpoint._sync))
+        patch.setattr(staging, "sync", self._noting("sync", staging.sync))
         patch.setattr(Path, "rename", self._noting("rename", Path.rename))
         patch.setattr(shutil, "rmtree", self._noting("remove", shutil.rmtree))
         patch.setattr(checkpoint, "_save_tensors", self._noting("write", checkpoint._save_tensors))

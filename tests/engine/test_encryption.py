@@ -54,7 +54,7 @@ def test_nothing_readable_ever_touches_the_disk(
         seen.extend(file.read_bytes() for file in path.parent.iterdir())
         raise KeyboardInterrupt  # after everything is written, before it has its name
 
-    monkeypatch.setattr(checkpoint, "_sync", die)
+    monkeypatch.setattr(staging, "sync", die)
     monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
     with pytest.raises(KeyboardInterrupt):
         save(client, tmp_path / "secret", [recipient])
