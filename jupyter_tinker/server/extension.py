@@ -124,6 +124,21 @@ class TinkerExtension(ExtensionApp):
         of what is sent. It is then cut; a client that connects again goes on where it was.""",
     )
 
+    session_expiry_seconds = Float(
+        3600.0,
+        min=1.0,
+        config=True,
+        help="""For how many seconds a client may be silent until its runs leave the engine's
+        memory. They are kept, and come back with the client's next request.""",
+    )
+    history_bytes = Integer(
+        20 * 2**30,
+        min=0,
+        config=True,
+        help="""Most bytes that the histories of all runs may take: snapshots, and the data of
+        steps, of which a run is revived and rewound. Beyond, the past of the run that was used
+        least recently is dropped first, then all of runs that have ended; checkpoints never.""",
+    )
     snapshot_overhead = Float(
         0.03,
         min=0.001,
@@ -149,7 +164,13 @@ class TinkerExtension(ExtensionApp):
             state_dir=state_dir,
             catalog=catalog,
             supervisor=EngineSupervisor(parent=self),
-            limits=Limits(self.seq_gap_seconds, self.keep_results_seconds, self.snapshot_overhead),
+            limits=Limits(
+                seq_gap=self.seq_gap_seconds,
+                keep_results=self.keep_results_seconds,
+                session_expiry=self.session_expiry_seconds,
+                snapshot_overhead=self.snapshot_overhead,
+                history_bytes=self.history_bytes,
+            ),
             sampling_limits=SamplingLimits(
                 max_samples=self.max_engine_samples,
                 max_samplers=self.max_loaded_samplers,
@@ -171,7 +192,7 @@ class TinkerExtension(ExtensionApp):
         self.handlers.extend(HANDLERS)
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
-        self.service.start()
+        self.service.start(serverapp.connection_url)
         if serverapp.starter_app is self:
             print(_exports(serverapp), flush=True)
 

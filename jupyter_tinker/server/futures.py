@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,11 @@ def failure(message: str, category: Category) -> Result:
     """A failed future as the SDK reads it."""
     body = json.dumps({"error": message, "category": category}).encode()
     return Result(body, failed=True)
+
+
+def new_id() -> str:
+    """An id for a request."""
+    return uuid.uuid4().hex
 
 
 @dataclass(eq=False)

@@ -103,18 +103,7 @@ class History:
 
     async def place(self, run_id: str) -> Place:
         """Where a run is, by what is stored."""
-
-        def work(db: Session) -> Place:
-            of_run = OperationRow.run_id == run_id
-            last = db.scalar(select(func.max(OperationRow.position)).where(of_run)) or 0
-            own = BranchRow.run_id == run_id
-            branches = list(db.scalars(select(BranchRow).where(own).order_by(BranchRow.number)))
-            head = last
-            if branches and branches[-1].first_position > last:
-                head = branches[-1].parent_position
-            return Place(head, last, branches)
-
-        return await self._db.call(work)
+        return await self._db.call(lambda db: place_of(db, run_id))
 
     async def since_boundary(self, run_id: str, place: Place) -> list[OperationRow]:
         """What was done since the last moment at which nothing was accumulated."""
@@ -238,6 +227,18 @@ class History:
         if not steps:
             return "Nothing of it is left but its checkpoints."
         return f"Snapshots are kept of step {', '.join(map(str, steps[-20:]))}."
+
+
+def place_of(db: Session, run_id: str) -> Place:
+    """Where a run is, by what is stored."""
+    of_run = OperationRow.run_id == run_id
+    last = db.scalar(select(func.max(OperationRow.position)).where(of_run)) or 0
+    own = BranchRow.run_id == run_id
+    branches = list(db.scalars(select(BranchRow).where(own).order_by(BranchRow.number)))
+    head = last
+    if branches and branches[-1].first_position > last:
+        head = branches[-1].parent_position
+    return Place(head, last, branches)
 
 
 def operation(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from ..wire.ops import OpError
 from .catalog import BaseModel, Catalog
 from .checkpoints import CheckpointPath, Checkpoints, parse_path
 from .completions import Completions, client_of
-from .futures import Futures, Request, failure
+from .futures import Futures, Request, failure, new_id
 from .history import HistoryGone
 from .journal import PROTOBUF_TYPE, Completion, Journal, Result
 from .pump import Engine, Pump
@@ -239,7 +238,7 @@ class Sampling:
         The same `(sampler, seq_id)` gets the same future and is done once.
         """
         row = await self.get(sampler)
-        request = Request(uuid.uuid4().hex, sampler, seq_id, "sample", payload)
+        request = Request(new_id(), sampler, seq_id, "sample", payload)
         request_id = await self._futures.accept(request)
         if request_id == request.id:
             self._begin(row, request, samples)
@@ -267,7 +266,7 @@ class Sampling:
         stream: Callable[[list[list[int]]], None] | None,
     ) -> Job:
         """A job that is nobody's future: whoever made it waits for it, or cancels it."""
-        return Job(uuid.uuid4().hex, target, body, samples, finish, stream)
+        return Job(new_id(), target, body, samples, finish, stream)
 
     def _finish(self, request: Request, outcome: Outcome) -> None:
         self._jobs.pop(request.id, None)

@@ -6,49 +6,48 @@ Knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..wire import ops, tinker
-from ..wire.events import Kind
-from ..wire.sampling import SnapshotSampler
+from ..wire import tinker
 from .audit import Audit
 from .backlog import Backlog
-from .catalog import BaseModel, Catalog
+from .catalog import Catalog
 from .checkpoints import Checkpoints
 from .copies import Copies
+from .creation import RunCreation
 from .custom_losses import CustomLosses
+from .data_lock import DataLock
 from .database import Database
 from .events import EventLimits, Events
-from .futures import Futures, Request
-from .history import History, HistoryGone
+from .futures import Futures, Request, new_id
+from .history import History
 from .journal import Journal
 from .keys import Keys
-from .registry import Registry, why_ended
+from .lives import Copier, Lives
+from .registry import Registry
+from .retention import Retention
 from .revival import Revival
-from .runs import Run, id_of_run
-from .samplers import Samplers, Target
+from .runs import Run
+from .samplers import Samplers
 from .sampling import Sampling, SamplingLimits
 from .saving import Saving
-from .schema import RunRow, SessionRow
+from .schema import SessionRow
 from .session_index import SessionIndex
 from .signing import Signer
 from .snapshots import Snapshots
 from .steering import Steering
-from .supervisor import EngineDied, EngineSupervisor
+from .supervisor import EngineSupervisor
 from .traces import Traces
-from .training import Trainer, unsupported_optimizer
+from .training import Trainer
 from .turns import Turns
 
-# More would be a mistake: an adapter of full rank already holds as much as the matrix it adapts.
-_LARGEST_RANK = 4096
 _TIDY_SECONDS = 30.0
-_FAREWELL_SECONDS = 10.0  # for the last snapshots
+_WEIGH_SECONDS = 300.0  # between two looks at what histories take
 
 
 class UnknownSession(LookupError):
@@ -57,11 +56,13 @@ class UnknownSession(LookupError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Times the service keeps, in seconds, and parts of them."""
+    """What the service keeps to; times in seconds."""
 
     seq_gap: float  # for how long a missing request number is waited for
     keep_results: float  # for how long a result is kept after it was fetched
+    session_expiry: float  # without a sign of a client, until its runs leave the engine's memory
     snapshot_overhead: float  # of the time that runs compute, what their snapshots may take
+    history_bytes: int  # that the histories of all runs may take
 
 
 class TinkerService:
@@ -98,7 +99,6 @@ class TinkerService:
         self._database = database
         self._limits = limits
         self._sampling_limits = sampling_limits
-        self._lora_alpha = lora_alpha
         self._log = log
         self._background: set[asyncio.Task[None]] = set()
         self.history = History(database, self._backlog)
@@ -128,6 +128,7 @@ class TinkerService:
             events=self.events,
             log=log,
         )
+        self._copier = Copier(supervisor, self.registry, self._revival)
         self.sampling = Sampling(
             samplers=Samplers(database),
             journal=self.journal,
@@ -137,7 +138,7 @@ class TinkerService:
             engine=supervisor,
             turns=turns,
             limits=sampling_limits,
-            revive=self._revive_copy,
+            revive=self._copier.revive,
             log=log,
         )
         self.saving = Saving(
@@ -174,13 +175,52 @@ class TinkerService:
             log=log,
         )
         self.registry.trainer = self.trainer
-        supervisor.on_start = self._engine_started
-        supervisor.on_death = self._engine_died
+        self.lives = Lives(
+            supervisor=supervisor,
+            journal=self.journal,
+            futures=self.futures,
+            events=self.events,
+            registry=self.registry,
+            revival=self._revival,
+            snapshots=self.snapshots,
+            custom_losses=self._custom_losses,
+            spawn=self._spawn,
+            log=log,
+        )
+        self._creation = RunCreation(
+            journal=self.journal,
+            catalog=catalog,
+            registry=self.registry,
+            saving=self.saving,
+            lora_alpha=lora_alpha,
+        )
+        self.retention = Retention(database, self.snapshots, self.events, log=log)
+        self._lock = DataLock(state_dir)
+        self._about = ""
+        self._started = False
+        self._weighed = 0.0
 
-    def start(self) -> None:
-        """Go on with what was pending, and begin the housekeeping. Called on the event loop."""
+    def start(self, about: str) -> None:
+        """Go on with what was pending, and begin the housekeeping. Called on the event loop.
+
+        `about` tells other servers where this one is.
+        """
+        self._about = about
+        if (refusal := self.refusal()) is not None:
+            self._log.error("Tinker does nothing here. %s", refusal)
+
+    def refusal(self) -> str | None:
+        """Why this server does nothing; None if it does, and from then on."""
+        if not self._started:
+            if not self._lock.take(self._about):
+                return self._lock.refusal()
+            self._started = True
+            self._begin()
+        return None
+
+    def _begin(self) -> None:
         self.events.start()
-        self._spawn(self._resume())
+        self._spawn(self.lives.resume())
         self._spawn(asyncio.to_thread(self.checkpoints.sweep))
         self._spawn(asyncio.to_thread(self.snapshots.sweep))
         self._spawn(self._tidy())
@@ -193,68 +233,14 @@ class TinkerService:
             task.cancel()
         await self.registry.close()
         await self.sampling.close()
-        await self._keep_runs()
+        await self.lives.farewell()
         await self.supervisor.stop()
         await self.futures.stored()
         with suppress(Exception):
             await self.futures.tidy(self._limits.keep_results)
         await self._backlog.close()
         await self._database.close()
-
-    # The lives of the server and of the engine
-
-    async def _resume(self) -> None:
-        """Go on with what an earlier life of the server accepted and had not done."""
-        try:
-            await self.registry.resume()
-            for session_id in await self.journal.owners_of_pending(["create_custom_loss"]):
-                for row, payload in await self.journal.pending(session_id):
-                    request = Request(row.id, row.run_id, row.seq_id, row.kind, payload)
-                    self.futures.open(request)
-                    self._spawn(self._custom_losses.create(request))
-        except Exception:
-            self._log.exception("What was pending cannot be gone on with.")
-        finally:
-            self.futures.resumed.set()
-
-    async def _keep_runs(self) -> None:
-        """Have snapshots of all runs in the engine, so that a new server is quick to go on."""
-        held = [run for run in self.registry if self.supervisor.holds(run.generation)]
-        with suppress(Exception):
-            async with asyncio.timeout(_FAREWELL_SECONDS):
-                await asyncio.gather(*map(self.snapshots.keep, held), return_exceptions=True)
-
-    def _engine_started(self, status: ops.EngineStatus) -> None:
-        self._spawn(self._tell("engine_started", **asdict(status)))
-
-    def _engine_died(self, reason: str) -> None:
-        self._spawn(self._tell("engine_died", reason=reason))
-        for run in self.registry:
-            if run.generation == self.supervisor.generation and run.ended is None:
-                self._spawn(self._revive(run))
-
-    async def _tell(self, kind: Kind, **data: Any) -> None:
-        await self.events.emit(None, kind, **data)
-
-    async def _revive(self, run: Run) -> None:
-        async with run.lock:
-            try:
-                await self._revival.hold(run)
-            except (EngineDied, ops.OpError, HistoryGone) as error:
-                self._log.error("Run %s is not revived yet: %s", run.id, error)
-
-    async def _revive_copy(self, target: Target, position: int) -> None:
-        """Have the engine make a copy of a run's weights once more, as they were."""
-        assert target.run is not None
-        run = await self.registry.get(target.run)
-        generation = await self.supervisor.ensure_started()
-        name = f"{run.id}@{position}:copy"
-        try:
-            await self._revival.build(run, name, position, generation)
-            await self.supervisor.request(SnapshotSampler(target.name, name), generation=generation)
-        finally:
-            if self.supervisor.holds(generation):
-                await self.supervisor.request(ops.UnloadRun(name), generation=generation)
+        self._lock.release()
 
     # Sessions
 
@@ -309,17 +295,8 @@ class TinkerService:
             run.end(reason)
             await self.journal.update_run(run.id, ended=reason)
             await self.events.emit(run.id, "run_ended", step=run.step, reason=reason)
-            await self._unload(run)
+            await self.lives.unload(run)
         await self.sampling.end_run(run.id, reason)
-
-    async def _unload(self, run: Run) -> None:
-        """Free a run's memory in the engine; a snapshot of it is kept. Its lock is held."""
-        if not self.supervisor.holds(run.generation):
-            return
-        with suppress(EngineDied, ops.OpError):
-            await self.snapshots.keep(run)
-            await self.supervisor.request(ops.UnloadRun(run.id), generation=run.generation)
-        run.generation = 0
 
     async def create_sampler(
         self, body: tinker.CreateSamplingSession, owner: str, *, allow_path: bool
@@ -332,9 +309,8 @@ class TinkerService:
         """Accept `create_custom_loss`; returns the future's id. Raises `UnknownSession`."""
         await self.live_session(address.session_id)
         # Requests are told apart by whose they are and their number; here the session is the owner.
-        request = _request(
-            address.session_id, address.custom_loss_seq_id, "create_custom_loss", payload
-        )
+        owner, number = address.session_id, address.custom_loss_seq_id
+        request = Request(new_id(), owner, number, "create_custom_loss", payload)
         request_id = await self.futures.accept(request)
         if request_id == request.id:
             self.futures.open(request)
@@ -346,88 +322,18 @@ class TinkerService:
     async def create_run(
         self, body: tinker.CreateModel, payload: bytes, owner: str, *, allow_path: bool
     ) -> str:
-        """Accept `create_model`; returns the future's id.
-
-        Raises `UnknownSession`, `catalog.UnknownModelError` and `BadRequest`.
-        """
+        """Accept `create_model`; returns the future's id. Raises `UnknownSession`, and as
+        `RunCreation.of_base_model` does."""
         await self.live_session(body.session_id)
-        model = await asyncio.to_thread(
-            self.catalog.resolve, body.base_model, allow_path=allow_path
-        )
-        lora = self._lora(body)
-        row = self._run_row(body, body.base_model, model, asdict(lora), owner)
-        return await self._admit(Run(row, lora), "create_model", payload)
+        return await self._creation.of_base_model(body, payload, owner, allow_path=allow_path)
 
     async def create_run_from_checkpoint(
         self, body: tinker.CreateViaLoad, payload: bytes, owner: str, *, allow_path: bool
     ) -> str:
-        """Accept create-via-load; returns the future's id.
-
-        Raises as `create_run` does, `OpError` and `checkpoints.UnknownCheckpoint`.
-        """
+        """Accept create-via-load; returns the future's id. Raises `UnknownSession`, and as
+        `RunCreation.of_checkpoint` does."""
         await self.live_session(body.session_id)
-        _refuse_optimizer(body.optimizer_config)
-        saved = await self.saving.describe(body.path)
-        base_model = body.base_model or saved.base_model
-        # A base that a path named once is still the owner's choice when its checkpoint is loaded.
-        own_path = base_model == saved.base_model
-        model = await asyncio.to_thread(
-            self.catalog.resolve, base_model, allow_path=allow_path or own_path
-        )
-        row = self._run_row(body, base_model, model, saved.lora, owner)
-        return await self._admit(Run(row, ops.LoraSpec(**saved.lora)), "create_via_load", payload)
-
-    def _run_row(
-        self,
-        body: tinker.CreateModel | tinker.CreateViaLoad,
-        base_model: str,
-        model: BaseModel,
-        lora: dict[str, Any],
-        owner: str,
-    ) -> RunRow:
-        now = time.time()
-        return RunRow(
-            id=id_of_run(body.session_id, body.model_seq_id),
-            session_id=body.session_id,
-            owner=owner,
-            base_model=base_model,
-            base_path=str(model.path),
-            hub_id=model.hub_id,
-            architecture=model.architecture,
-            lora=lora,
-            user_metadata=body.user_metadata,
-            created_at=now,
-            last_request_at=now,
-            started_from=body.path if isinstance(body, tinker.CreateViaLoad) else None,
-        )
-
-    def _lora(self, body: tinker.CreateModel) -> ops.LoraSpec:
-        _refuse_optimizer(body.optimizer_config)
-        config = body.lora_config or tinker.LoraConfig()
-        if not 1 <= config.rank <= _LARGEST_RANK:
-            raise tinker.BadRequest(
-                f"lora_config.rank must lie between 1 and {_LARGEST_RANK}, and is {config.rank}."
-            )
-        seed = config.seed if config.seed is not None else secrets.randbits(31)
-        return ops.LoraSpec(
-            rank=config.rank,
-            seed=seed,
-            alpha=self._lora_alpha,
-            train_attn=config.train_attn,
-            train_mlp=config.train_mlp,
-            train_unembed=config.train_unembed,
-        )
-
-    async def _admit(self, run: Run, kind: str, payload: bytes) -> str:
-        known = await self.journal.run(run.id)
-        if known is not None and known.copied_from is not None:
-            raise tinker.BadRequest(why_ended(known))
-        request = _request(run.id, 0, kind, payload)
-        row = request.row(self.journal.server)
-        request_id = await self.journal.add_run(run.row, row, payload)
-        if request_id == request.id:
-            self.registry.add(run, request)
-        return request_id
+        return await self._creation.of_checkpoint(body, payload, owner, allow_path=allow_path)
 
     async def run(self, run_id: str) -> Run:
         """A run of this or of an earlier life of the server. Raises `UnknownRun`."""
@@ -448,7 +354,7 @@ class TinkerService:
         The same `(run_id, seq_id)` gets the same future and is done once.
         """
         run = await self.registry.get(run_id)
-        request = _request(run_id, seq_id, kind, payload, forward_only=forward_only)
+        request = Request(new_id(), run_id, seq_id, kind, payload, forward_only)
         return await self.registry.submit(run, request)
 
     # Housekeeping
@@ -466,21 +372,29 @@ class TinkerService:
                 await self.checkpoints.delete_expired()
                 self.sampling.completions.tidy(self._limits.keep_results)
                 await asyncio.to_thread(self.traces.tidy)
+                await self._unload_silent_runs()
+                await self._keep_within_budget()
             except Exception:
                 self._log.exception("Housekeeping failed; it is tried again.")
+
+    async def _unload_silent_runs(self) -> None:
+        """Free the memory of runs whose clients have not been heard of for long."""
+        for run in self.registry:
+            silent = self.session_index.silent_seconds(run.row.session_id)
+            if silent > self._limits.session_expiry and not run.lock.locked():
+                async with run.lock:
+                    if await self.lives.unload(run):
+                        self._log.info("Run %s is unloaded; its client is silent.", run.id)
+                        await self.events.emit(run.id, "run_unloaded", step=run.step)
+
+    async def _keep_within_budget(self) -> None:
+        if time.monotonic() - self._weighed < _WEIGH_SECONDS:
+            return
+        self._weighed = time.monotonic()
+        busy = [run.id for run in self.registry if run.lock.locked()]
+        await self.retention.keep_within(self._limits.history_bytes, busy)
 
     async def _watch_clients(self) -> None:
         while True:
             await asyncio.sleep(min(self._sampling_limits.abandoned / 4, _TIDY_SECONDS))
             self.sampling.cancel_abandoned()
-
-
-def _request(
-    run_id: str, seq_id: int, kind: str, payload: bytes, *, forward_only: bool = False
-) -> Request:
-    return Request(uuid.uuid4().hex, run_id, seq_id, kind, payload, forward_only)
-
-
-def _refuse_optimizer(config: tinker.OptimizerConfig | None) -> None:
-    if config is not None and config.type != "adamw":
-        raise tinker.BadRequest(unsupported_optimizer(config.type))

@@ -58,6 +58,7 @@ class SessionIndex:
         self._db = database
         self._checkpoints = checkpoints
         self._heard: dict[str, float] = {}
+        self._began = time.monotonic()
 
     def heard_of(self, session_id: str) -> None:
         """A sign of life of a session's client."""
@@ -66,6 +67,10 @@ class SessionIndex:
     def alive(self, session_id: str) -> bool:
         """Whether a session's client gave a sign of life to this server lately."""
         return time.monotonic() - self._heard.get(session_id, -_SILENT_SECONDS) < _SILENT_SECONDS
+
+    def silent_seconds(self, session_id: str) -> float:
+        """For how long this server has not heard of a session's client."""
+        return time.monotonic() - self._heard.get(session_id, self._began)
 
     async def assign(self, session_id: str, project_id: str, *, by: str) -> None:
         """Move a session that exists, and with it its runs, into a project."""

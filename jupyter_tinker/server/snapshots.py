@@ -118,7 +118,7 @@ class Snapshots:
         """Drop snapshots of one run, their rows first."""
         if rows:
             await self._history.drop_snapshots(rows[0].run_id, [row.position for row in rows])
-            await asyncio.to_thread(_unlink, [self.file(row) for row in rows])
+            await asyncio.to_thread(unlink, [self.file(row) for row in rows])
 
     async def whole(self, row: SnapshotRow) -> bool:
         """Whether a snapshot's file is what was written."""
@@ -148,7 +148,8 @@ def kept(rows: list[SnapshotRow]) -> set[int]:
     return chosen | set(spans.values())
 
 
-def _unlink(files: list[Path]) -> None:
+def unlink(files: list[Path]) -> None:
+    """Remove what is there of some files."""
     for file in files:
         file.unlink(missing_ok=True)
 

@@ -100,6 +100,8 @@ class TinkerHandler(APIHandler):
         if self.current_user is None and self.request.method != "OPTIONS":
             raise web.HTTPError(401, _NO_KEY)
         self._bound_body()
+        if (refusal := self.service.refusal()) is not None:
+            raise web.HTTPError(503, refusal)
 
     async def _use_tinker_key(self) -> bool:
         """Whether the request carries a live key of ours. Any other key is taken for Jupyter's

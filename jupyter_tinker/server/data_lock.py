@@ -1,0 +1,44 @@
+"""One server at a time uses a state directory: two would run the same requests."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class DataLock:
+    """The lock of a state directory. It is let go of when its process ends, however that ends."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._lock = FileLock(state_dir / "server.lock", thread_local=False)
+        self._about = state_dir / "server.json"
+
+    def take(self, about: str) -> bool:
+        """Whether this process has the lock now; `about` tells others whose it is."""
+        if self._lock.is_locked:
+            return True
+        self._about.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        self._about.write_text(json.dumps({"pid": os.getpid(), "server": about}))
+        return True
+
+    def refusal(self) -> str:
+        """Why this server does nothing, in a sentence."""
+        holder = {}
+        with suppress(OSError, ValueError):
+            holder = json.loads(self._about.read_text())
+        return (
+            f"Another Jupyter server uses {self._about.parent} already: process "
+            f"{holder.get('pid', 'unknown')}, {holder.get('server', 'at an unknown address')}. Use "
+            "that one, end it, or give this one a folder of its own by TinkerExtension.state_dir."
+        )
+
+    def release(self) -> None:
+        self._lock.release()
