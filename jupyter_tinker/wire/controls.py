@@ -147,9 +147,10 @@ class Controls:
             new = replace(new, learning_rate_scale=1.0, learning_rate=change["learning_rate"])
         if "learning_rate_scale" in change or "learning_rate" in change:
             new = replace(new, ramp=self._ramp(new._setting, step, change.get("ramp_steps", 0)))
-        for name in ("grad_clip_norm", "weight_decay"):
-            if name in change:
-                new = replace(new, **{name: change[name]})  # type: ignore[literal-required]
+        if "grad_clip_norm" in change:
+            new = replace(new, grad_clip_norm=change["grad_clip_norm"])
+        if "weight_decay" in change:
+            new = replace(new, weight_decay=change["weight_decay"])
         if "guards" in change:
             new = replace(new, guards=replace(new.guards, **change["guards"]))
         new = new._halted(change, by)
