@@ -97,6 +97,11 @@ class Run:
         """ "waiting", "training", "paused", "reviving", "idle" (revived when needed) or "ended"."""
         return str(self.info["state"])
 
+    @property
+    def last_step(self) -> dict[str, Any] | None:
+        """The newest step of those that are known without asking."""
+        return self._known.get("last_step")
+
     def steps(self, after: int = 0) -> list[dict[str, Any]]:
         """All optimizer steps, oldest first, on whatever branch; with `after`, those whose `id` is
         above it."""
@@ -149,8 +154,7 @@ class Run:
 
     def __repr__(self) -> str:
         """What is known without asking."""
-        last = self._known.get("last_step")
-        steps = f"step {last['step']}" if last else "no step yet"
+        steps = f"step {self.last_step['step']}" if self.last_step else "no step yet"
         return f"<Run {self.id}: {self._known.get('base_model')}, {steps}>"
 
 

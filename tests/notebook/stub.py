@@ -31,6 +31,7 @@ class StubRun:
     steps: list[dict[str, Any]] = field(default_factory=list)
     controls: Controls = field(default_factory=Controls)
     branches: list[dict[str, Any]] = field(default_factory=list)
+    ended: str | None = None
 
     def step(self, number: int, **columns: Any) -> None:
         row = {"loss_mean": 2.0, "learning_rate": 1e-4, "learning_rate_requested": 1e-4}
@@ -47,7 +48,7 @@ class StubRun:
             "branch": len(self.branches),
             "branches": self.branches,
             "started_from": None,
-            "ended": None,
+            "ended": self.ended,
             "last_step": self.steps[-1] if self.steps else None,
         }
 
@@ -91,6 +92,7 @@ class Stub:
     def happen(self, run_id: str | None, kind: str, *, step: int | None = None, **data: Any) -> int:
         """Add an event, which watchers get."""
         number = self.events[-1]["id"] + 1 if self.events else 1
+        data = {"step": step, **data} if kind == "step" else data
         self.events.append(
             {
                 "id": number,
