@@ -106,8 +106,7 @@ class Controls:
         if self.ramp is None or share == 1.0:
             return end
         begin = asked * self.ramp.scale + self.ramp.offset
-        # Rounding must not take it beyond either end.
-        return min(max(begin + (end - begin) * share, min(begin, end)), max(begin, end))
+        return begin + (end - begin) * share
 
     @property
     def _setting(self) -> tuple[float, float]:
