@@ -20,6 +20,8 @@ from .control_changes import parse_change as parse_change
 from .ops import AdamParams
 from .tinker import BadRequest
 
+_RULES = TypeAdapter(RulesChange)
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -81,8 +83,7 @@ class Controls:
         if known.get("ramp"):
             known["ramp"] = Ramp(**known["ramp"])
         if "guards" in known:
-            rules = TypeAdapter(RulesChange).validate_python(known["guards"])
-            known["guards"] = Rules(**rules)
+            known["guards"] = Rules(**_RULES.validate_python(known["guards"]))
         return cls(**known)
 
     def adam(self, asked: AdamParams, *, step: int) -> AdamParams:
