@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from .notebook.runs import Run, run, runs
+
+__all__ = ["Run", "__version__", "run", "runs"]
+
 __version__ = "0.1.0"
 
 
@@ -21,3 +25,12 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     from .notebook.magics import load
 
     load(shell)
+
+
+def __getattr__(name: str) -> Any:
+    """`jupyter_tinker.runs()`, `.run(id)` and `.Run`; imported when they are first used."""
+    if name not in ("Run", "run", "runs"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .notebook import runs as module
+
+    return getattr(module, name)

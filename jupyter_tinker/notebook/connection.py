@@ -1,88 +1,70 @@
-"""Finds the Jupyter server that a kernel belongs to, and asks it things.
+"""Finds the Jupyter server that a kernel or a terminal belongs to.
 
 Knows nothing of IPython; the SDK finds the server by the same two environment variables.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import urllib.error
-import urllib.parse
-import urllib.request
-from dataclasses import dataclass
 from typing import Any
+
+from .client import Client, RequestFailed
 
 URL = "TINKER_BASE_URL"
 KEY = "TINKER_API_KEY"
+_NAME_IT = f"set {URL} and {KEY} to what `jupyter tinker` prints."
 
 
-class ConnectionFailed(RuntimeError):
+class ConnectionFailed(RequestFailed):
     """There is no Tinker server to talk to; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Connection:
-    """A Tinker server and the key to it."""
+def connect(url: str | None = None, key: str | None = None, *, timeout: float = 30.0) -> Client:
+    """A server that answers: the one at `url`, else the one that the environment names, else the
+    one that started this kernel, else the only one that runs here.
 
-    url: str  # ends in /tinker
-    key: str
-
-    def get(self, path: str) -> Any:
-        """The JSON at `path` below the URL. Raises `ConnectionFailed`."""
-        request = urllib.request.Request(f"{self.url}/{path}", headers={"X-API-Key": self.key})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            raise ConnectionFailed(f"{self.url}: {_sentence(error)}") from None
-        except (OSError, ValueError) as error:
-            raise ConnectionFailed(
-                f"{self.url} does not answer as a Tinker server: {error}"
-            ) from None
-
-    def history(self, run_id: str) -> list[dict[str, Any]]:
-        """A run's optimizer steps, oldest first, as the server keeps them."""
-        steps: list[dict[str, Any]] = []
-        path = f"runs/{urllib.parse.quote(run_id)}/steps"
-        while page := self.get(f"{path}?after={steps[-1]['id'] if steps else 0}")["steps"]:
-            steps += page
-        return steps
+    One that was looked for is put into the environment, so that `tinker.ServiceClient()` finds it
+    too. Raises `ConnectionFailed`.
+    """
+    named = find(url, key)
+    try:
+        named.get("status", timeout=timeout)
+    except RequestFailed as error:
+        raise ConnectionFailed(str(error), error.status) from None
+    if url is None and key is None:
+        os.environ[URL], os.environ[KEY] = named.url, named.key
+    return named
 
 
-def connect() -> Connection:
-    """The server named by the environment, else the one that started this kernel; sets both
-    variables, so that `tinker.ServiceClient()` finds it too. Raises `ConnectionFailed`."""
-    found = _from_environment() or _from_parent()
-    if found is None:
-        raise ConnectionFailed(
-            f"This kernel was not started by a Jupyter server with jupyter_tinker; set {URL} and "
-            f"{KEY} to what `jupyter tinker` prints."
-        )
-    found.get("status")
-    os.environ[URL], os.environ[KEY] = found.url, found.key
-    return found
+def find(url: str | None = None, key: str | None = None) -> Client:
+    """The server that `connect` would ask. Raises `ConnectionFailed` if there is none."""
+    url, key = url or os.environ.get(URL), key or os.environ.get(KEY)
+    if url and key:
+        return Client(url.strip().rstrip("/"), key.strip())
+    if url:
+        raise ConnectionFailed(f"There is no key to {url}: set {KEY} to one that opens it.")
+    server = _running()
+    token = server["token"] or "none-is-asked-for"
+    return Client(f"{server['url']}tinker", key or f"tml-{token}")
 
 
-def _from_environment() -> Connection | None:
-    url, key = os.environ.get(URL), os.environ.get(KEY)
-    return Connection(url.rstrip("/"), key) if url and key else None
-
-
-def _from_parent() -> Connection | None:
+def _running() -> dict[str, Any]:
     # Imported here: it takes a second, and whoever names a server does without it.
     from jupyter_server.serverapp import list_running_servers
 
-    parent = os.environ.get("JPY_PARENT_PID", "")
-    for server in list_running_servers():
-        if str(server["pid"]) == parent:
-            token = server["token"] or "none-is-asked-for"
-            return Connection(f"{server['url']}tinker", f"tml-{token}")
-    return None
-
-
-def _sentence(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.load(error)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"status {error.code}; is jupyter_tinker installed beside that server?"
+    servers = list(list_running_servers())
+    parent = os.environ.get("JPY_PARENT_PID")
+    if parent is not None:
+        servers = [server for server in servers if str(server["pid"]) == parent]
+        nobody = f"This kernel was not started by a Jupyter server with jupyter_tinker; {_NAME_IT}"
+    else:
+        # Jupyter's terminals are told which server they belong to.
+        own = [s for s in servers if s["url"] == os.environ.get("JUPYTER_SERVER_URL")]
+        servers = own or servers
+        nobody = f"No Jupyter server runs here; {_NAME_IT}"
+    if not servers:
+        raise ConnectionFailed(nobody)
+    if len(servers) > 1:
+        urls = ", ".join(server["url"] for server in servers)
+        raise ConnectionFailed(f"Several Jupyter servers run here, {urls}; {_NAME_IT}")
+    return servers[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from .tinker import BadRequest
@@ -36,17 +36,17 @@ class Plateau(BaseModel):
     patience: _Count
 
 
+@with_config(_STRICT)
 class RulesChange(TypedDict, total=False):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     non_finite: bool
     loss_spike: LossSpike | None
     plateau: Plateau | None
 
 
+@with_config(_STRICT)
 class Change(TypedDict, total=False):
     """What to change of a run's controls: the fields that are there, and no others."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     learning_rate_scale: Annotated[float, Field(gt=0)]
     learning_rate: _NotNegative | None
     ramp_steps: Annotated[int, Field(ge=0, le=_MOST)]

@@ -21,6 +21,8 @@ from .control_changes import parse_change as parse_change
 from .ops import AdamParams
 from .tinker import BadRequest
 
+_RULES = TypeAdapter(RulesChange)
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -82,8 +84,7 @@ class Controls:
         if known.get("ramp"):
             known["ramp"] = Ramp(**known["ramp"])
         if "guards" in known:
-            rules = TypeAdapter(RulesChange).validate_python(known["guards"])
-            known["guards"] = Rules(**rules)
+            known["guards"] = Rules(**_RULES.validate_python(known["guards"]))
         return cls(**known)
 
     def adam(self, asked: AdamParams, *, step: int) -> AdamParams:
@@ -107,8 +108,7 @@ class Controls:
         if self.ramp is None or share == 1.0:
             return end
         begin = asked * self.ramp.scale + self.ramp.offset
-        # Rounding must not take it beyond either end.
-        return min(max(begin + (end - begin) * share, min(begin, end)), max(begin, end))
+        return begin + (end - begin) * share
 
     @property
     def _setting(self) -> tuple[float, float]:
@@ -148,9 +148,10 @@ class Controls:
             new = replace(new, learning_rate_scale=1.0, learning_rate=change["learning_rate"])
         if "learning_rate_scale" in change or "learning_rate" in change:
             new = replace(new, ramp=self._ramp(new._setting, step, change.get("ramp_steps", 0)))
-        for name in ("grad_clip_norm", "weight_decay"):
-            if name in change:
-                new = replace(new, **{name: change[name]})  # type: ignore[literal-required]
+        if "grad_clip_norm" in change:
+            new = replace(new, grad_clip_norm=change["grad_clip_norm"])
+        if "weight_decay" in change:
+            new = replace(new, weight_decay=change["weight_decay"])
         if "guards" in change:
             new = replace(new, guards=replace(new.guards, **change["guards"]))
         new = new._halted(change, by)

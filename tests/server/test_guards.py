@@ -180,6 +180,13 @@ def test_a_new_rule_counts_from_where_it_was_set() -> None:
     assert [alarm is not None for alarm in told] == [False, False, False, True]
 
 
+def test_a_rule_that_is_changed_counts_anew() -> None:
+    guards = Guards()
+    assert alarms(flat(0.0, 5), [1.0] * 4, guards) == []
+    told = [guards.look(flat(0.0, 2), 5 + k, 2.0) for k in range(3)]
+    assert [alarm is not None for alarm in told] == [False, False, True]
+
+
 def test_steps_without_a_loss_do_not_count() -> None:
     assert alarms(flat(0.0, 2), [1.0, None, None, None, 1.0, None, 1.0]) == [7]
 

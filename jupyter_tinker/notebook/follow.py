@@ -1,0 +1,90 @@
+"""Follows what happens on a server: Server-Sent Events, gone on with where a connection broke."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from http.client import HTTPException
+from typing import Any, NamedTuple
+
+from .client import Client, RequestFailed
+
+# A server says something at least this often, if only that it is there.
+_SILENCE = 90.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
+# Statuses of servers that are starting, restarting or behind a proxy that waits for them.
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+
+
+def follow(
+    client: Client, runs: Sequence[str] = (), after: int | None = None, *, patience: float = 300.0
+) -> Iterator[dict[str, Any]]:
+    """Events of some runs, or of all, as they happen, each once; it does not end by itself.
+
+    `after` is the id of the last event that is known: what happened since comes first. None is from
+    now on. Where the connection breaks it is made anew. Raises `RequestFailed` if the server
+    refuses, does not answer the first time, or then for `patience` seconds.
+    """
+    path = "events" + "".join(
+        f"{'&' if number else '?'}run={urllib.parse.quote(run, safe='')}"
+        for number, run in enumerate(runs)
+    )
+    last, heard, pause = after, None, _FIRST_PAUSE
+    while True:
+        began = time.monotonic()
+        try:
+            for frame in _connection(client, path, last):
+                heard = time.monotonic()
+                last = frame.id if frame.id is not None else last
+                if frame.id is not None and frame.data:
+                    pause = _FIRST_PAUSE
+                    yield json.loads(frame.data)
+        except RequestFailed as error:
+            passing = error.status is None or error.status in _PASSING
+            if not passing or heard is None or time.monotonic() - heard > patience:
+                raise
+        except (OSError, HTTPException, ValueError):
+            pass  # broken while it was read
+        if time.monotonic() - began > _LONGEST_PAUSE:
+            pause = _FIRST_PAUSE  # it was quiet, and not failing
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _connection(client: Client, path: str, last: int | None) -> Iterator[Frame]:
+    """The frames of one connection; the first, for being connected, is empty."""
+    headers = {"Accept": "text/event-stream"}
+    if last is not None:
+        headers["Last-Event-ID"] = str(last)
+    with client.open(path, headers=headers, timeout=_SILENCE) as answer:
+        if answer.headers.get_content_type() != "text/event-stream":
+            raise RequestFailed(f"{client.url}/events is no stream of events.", answer.status)
+        yield Frame(None, "")
+        yield from parse(answer)
+
+
+class Frame(NamedTuple):
+    """One message of a stream: an event, the id that the next ones come behind, or a word of the
+    server about the stream itself."""
+
+    id: int | None
+    data: str
+
+
+def parse(lines: Iterable[bytes]) -> Iterator[Frame]:
+    """The frames of a stream. One that was cut short is none."""
+    number: int | None = None
+    data: list[str] = []
+    for line in lines:
+        name, _, value = line.decode("utf-8", "replace").rstrip("\r\n").partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            data.append(value)
+        elif name == "id" and value.isdecimal():
+            number = int(value)
+        elif not name and not line.strip():
+            if data or number is not None:
+                yield Frame(number, "\n".join(data))
+            number, data = None, []

@@ -1,0 +1,200 @@
+"""Runs as Python objects: what they did, and the means to steer them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from .client import LONG, Client, RequestFailed, run_path
+from .connection import connect
+from .follow import follow
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_PAGE = 1000
+_LEFT = object()  # what is left as it is
+
+
+class RunControls:
+    """What may be changed of a run while it trains, from its next optimizer step on.
+
+    Every method answers with all controls as they are then. Raises `RequestFailed` with the
+    server's sentence for what it refuses.
+    """
+
+    def __init__(self, client: Client, run_id: str) -> None:
+        self._client = client
+        self._path = f"{run_path(run_id)}/controls"
+
+    def get(self) -> dict[str, Any]:
+        """All controls as they are."""
+        controls: dict[str, Any] = self._client.get(self._path)
+        return controls
+
+    def change(self, **fields: Any) -> dict[str, Any]:
+        """Change controls by their names in the HTTP API."""
+        controls: dict[str, Any] = self._client.post(self._path, fields)
+        return controls
+
+    def learning_rate(
+        self, *, scale: float | None = None, value: Any = _LEFT, ramp_steps: int = 0
+    ) -> dict[str, Any]:
+        """Use `scale` times what the client asks, or `value` whatever it asks (None: as it asks).
+
+        With `ramp_steps` it is reached in that many steps, linearly.
+        """
+        if (scale is None) == (value is _LEFT):
+            raise ValueError("give one of scale and value")
+        fields = {"learning_rate": value} if scale is None else {"learning_rate_scale": scale}
+        return self.change(**fields, **({"ramp_steps": ramp_steps} if ramp_steps else {}))
+
+    def grad_clip_norm(self, value: float | None) -> dict[str, Any]:
+        """Clip gradients to this global norm; 0: not at all; None: as the client asks."""
+        return self.change(grad_clip_norm=value)
+
+    def weight_decay(self, value: float | None) -> dict[str, Any]:
+        """None: as the client asks."""
+        return self.change(weight_decay=value)
+
+    def guards(
+        self, *, non_finite: Any = _LEFT, loss_spike: Any = _LEFT, plateau: Any = _LEFT
+    ) -> dict[str, Any]:
+        """Set rules that pause the run; those that are not named stay as they are.
+
+        `non_finite`: True or False. `loss_spike`: `{"factor": 6, "window": 50}`, or None for off.
+        `plateau`: `{"min_delta": 0.01, "patience": 100}`, or None for off.
+        """
+        rules = {"non_finite": non_finite, "loss_spike": loss_spike, "plateau": plateau}
+        return self.change(guards={k: rule for k, rule in rules.items() if rule is not _LEFT})
+
+    def reset(self) -> dict[str, Any]:
+        """Learning rate, clipping and weight decay as the client asks."""
+        return self.change(reset=True)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.get().items())
+        return f"RunControls({shown})"
+
+
+class Run:
+    """A training run of a server. What it says is asked of the server when it is said."""
+
+    def __init__(self, client: Client, known: dict[str, Any]) -> None:
+        self._client = client
+        self._known = known
+        self.id: str = known["run_id"]
+        self.controls = RunControls(client, self.id)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """All that the server says of the run, but its steps."""
+        self._known = self._client.get(run_path(self.id))
+        return self._known
+
+    @property
+    def state(self) -> str:
+        """ "waiting", "training", "paused", "reviving", "idle" (revived when needed) or "ended"."""
+        return str(self.info["state"])
+
+    @property
+    def last_step(self) -> dict[str, Any] | None:
+        """The newest step of those that are known without asking."""
+        return self._known.get("last_step")
+
+    def steps(self, after: int = 0) -> list[dict[str, Any]]:
+        """All optimizer steps, oldest first, on whatever branch; with `after`, those whose `id` is
+        above it."""
+        return self._client.history(self.id, after)
+
+    def history(self) -> DataFrame:
+        """`steps` as a table of pandas. Raises `ImportError` where that is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError(
+                "A history is a DataFrame of pandas, which is not installed here: "
+                "pip install pandas, or use steps(), a list of dictionaries."
+            ) from None
+        return pandas.DataFrame(self.steps())
+
+    def pause(self) -> Run:
+        """Let the run do nothing from its next training operation on; its client waits."""
+        self.controls.change(paused=True)
+        return self
+
+    def resume(self) -> Run:
+        self.controls.change(paused=False)
+        return self
+
+    def run_steps(self, n: int) -> Run:
+        """Resume, make `n` optimizer steps, and pause."""
+        self.controls.change(steps=n)
+        return self
+
+    def rewind(self, step: int, branch: int | None = None) -> Run:
+        """Set weights and optimizer back to what they were after a step, and go on from there on a
+        new branch; answers when that is done. What came after is kept, as an abandoned branch."""
+        self._known = self._client.post(
+            f"{run_path(self.id)}/rewind", _place(step, branch), timeout=LONG
+        )
+        return self
+
+    def fork(self, step: int, branch: int | None = None) -> str:
+        """The path of what the run was after a step, for
+        `ServiceClient.create_training_client_from_state`."""
+        path: str = self._client.post(
+            f"{run_path(self.id)}/fork", _place(step, branch), timeout=LONG
+        )["path"]
+        return path
+
+    def events(self, after: int | None = None) -> Iterator[dict[str, Any]]:
+        """What happens to the run, as it happens; from after the event `after`, if one is given."""
+        return follow(self._client, [self.id], after)
+
+    def __repr__(self) -> str:
+        """What is known without asking."""
+        steps = f"step {self.last_step['step']}" if self.last_step else "no step yet"
+        return f"<Run {self.id}: {self._known.get('base_model')}, {steps}>"
+
+
+def _place(step: int, branch: int | None) -> dict[str, int]:
+    return {"step": step} if branch is None else {"step": step, "branch": branch}
+
+
+def runs(url: str | None = None, key: str | None = None) -> list[Run]:
+    """All runs of a server, the newest first. Raises `RequestFailed`."""
+    return all_runs(connect(url, key))
+
+
+def run(name: str = "latest", url: str | None = None, key: str | None = None) -> Run:
+    """One run of a server: see `resolve`. Raises `RequestFailed`."""
+    return resolve(connect(url, key), name)
+
+
+def all_runs(client: Client) -> list[Run]:
+    found: list[Run] = []
+    while True:
+        page = client.get(f"runs?limit={_PAGE}&offset={len(found)}")
+        found += [Run(client, known) for known in page["runs"]]
+        if not page["runs"] or len(found) >= page["total"]:
+            return found
+
+
+def resolve(client: Client, name: str) -> Run:
+    """The run of a name: its id, a beginning that no other id has, "latest", or "latest~N" for the
+    one that N newer ones came after. Raises `RequestFailed` that says which there are."""
+    found = all_runs(client)
+    exact = [run for run in found if run.id == name]
+    latest, _, back = name.partition("~")
+    if not exact and latest == "latest" and (back.isdecimal() or name == latest):
+        if len(found) <= int(back or 0):
+            raise RequestFailed(f"There is no run {name!r}: this server has {len(found)} runs.")
+        return found[int(back or 0)]
+    matches = exact or [run for run in found if name and run.id.startswith(name)]
+    if len(matches) > 1:
+        some = ", ".join(run.id for run in matches[:5])
+        raise RequestFailed(f"Several runs begin with {name!r}: {some}; give more of the id.")
+    if not matches:
+        raise RequestFailed(f"There is no run {name[:100]!r}; `jupyter tinker runs` lists them.")
+    return matches[0]

@@ -1,0 +1,268 @@
+"""A server that speaks our own routes and computes nothing: what runs are and do is told to it.
+
+Its controls are the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tornado import httpserver, netutil, web
+from tornado.iostream import StreamClosedError
+
+from jupyter_tinker.wire.controls import Controls, parse_change
+from jupyter_tinker.wire.tinker import BadRequest
+
+KEY = "tml-key-of-the-stub"
+
+
+@dataclass
+class StubRun:
+    id: str
+    base_model: str = "tiny"
+    created_at: float = 1_700_000_000.0
+    state: str = "training"
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    controls: Controls = field(default_factory=Controls)
+    branches: list[dict[str, Any]] = field(default_factory=list)
+    ended: str | None = None
+
+    def step(self, number: int, **columns: Any) -> None:
+        row = {"loss_mean": 2.0, "learning_rate": 1e-4, "learning_rate_requested": 1e-4}
+        identity = {"id": 10 + len(self.steps), "run_id": self.id, "step": number, "branch": 0}
+        self.steps.append({**identity, **row, **columns})
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "run_id": self.id,
+            "base_model": self.base_model,
+            "created_at": self.created_at,
+            "state": "paused" if self.controls.paused else self.state,
+            "controls": self.controls.to_json(),
+            "branch": len(self.branches),
+            "branches": self.branches,
+            "started_from": None,
+            "ended": self.ended,
+            "last_step": self.steps[-1] if self.steps else None,
+        }
+
+
+class Stub:
+    """Runs, newest first, and events; what was asked; and what the next answers are to be."""
+
+    def __init__(self) -> None:
+        self.runs: list[StubRun] = []
+        self.events: list[dict[str, Any]] = []
+        self.asked: list[tuple[str, str, Any]] = []
+        self.answers: list[tuple[int, bytes, dict[str, str]]] = []  # instead of the usual ones
+        self.page = 1000
+        self.watchers: set[_Events] = set()
+        self.loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(30)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        (socket,) = netutil.bind_sockets(0, "127.0.0.1")
+        self.port: int = socket.getsockname()[1]
+
+        async def start() -> None:
+            self.server = httpserver.HTTPServer(web.Application(_ROUTES, stub=self))
+            self.server.add_sockets([socket])
+
+        self.loop.run_until_complete(start())
+        self._ready.set()
+        self.loop.run_forever()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/tinker"
+
+    def run(self, name: str) -> StubRun:
+        return next(run for run in self.runs if run.id == name)
+
+    def happen(self, run_id: str | None, kind: str, *, step: int | None = None, **data: Any) -> int:
+        """Add an event, which watchers get."""
+        number = self.events[-1]["id"] + 1 if self.events else 1
+        data = {"step": step, **data} if kind == "step" else data
+        self.events.append(
+            {
+                "id": number,
+                "run_id": run_id,
+                "time": 1_700_000_000.0,
+                "kind": kind,
+                "actor": "ada" if kind in ("paused", "rewound") else None,
+                "step": step,
+                "data": data,
+            }
+        )
+        return number
+
+    def wait_for_watchers(self, count: int = 1) -> None:
+        self._wait(lambda: len(self.watchers) == count)
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not until():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def drop_watchers(self) -> None:
+        """Break every connection of a watcher, amid an event."""
+
+        dropped = set(self.watchers)
+
+        def drop() -> None:
+            for watcher in dropped:
+                watcher.write(b'id: 999\ndata: {"id": 999, "cut')
+                watcher.flush()
+                watcher.request.connection.stream.close()  # type: ignore[union-attr]
+
+        self.loop.call_soon_threadsafe(drop)
+        self._wait(lambda: not dropped & self.watchers)
+
+    def close(self) -> None:
+        async def stop() -> None:
+            self.server.stop()
+            await self.server.close_all_connections()
+
+        asyncio.run_coroutine_threadsafe(stop(), self.loop).result(30)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(30)
+        self.loop.close()
+
+
+class _Handler(web.RequestHandler):
+    @property
+    def stub(self) -> Stub:
+        stub: Stub = self.settings["stub"]
+        return stub
+
+    def prepare(self) -> None:
+        body = json.loads(self.request.body) if self.request.body else None
+        path = (self.request.uri or "").removeprefix("/tinker/")
+        self.stub.asked.append((self.request.method or "", path, body))
+        if self.stub.answers:
+            status, answer, headers = self.stub.answers.pop(0)
+            self.set_status(status)
+            for name, value in headers.items():
+                self.set_header(name, value)
+            self.finish(answer)
+        elif self.request.headers.get("X-API-Key") != KEY:
+            self.refuse(401, "This key opens nothing here.")
+
+    def refuse(self, status: int, sentence: str) -> None:
+        self.set_status(status)
+        self.finish({"detail": sentence})
+
+    def of(self, run_id: str) -> StubRun:
+        try:
+            return self.stub.run(run_id)
+        except StopIteration:
+            self.refuse(404, f"There is no run {run_id!r}.")
+            raise web.Finish from None
+
+    def log_request(self) -> None:
+        pass
+
+
+class _Status(_Handler):
+    def get(self) -> None:
+        self.finish({"engine": "stopped", "busy_seconds": 0.0, "status": None})
+
+
+class _Runs(_Handler):
+    def get(self) -> None:
+        first = int(self.get_query_argument("offset", "0"))
+        most = min(int(self.get_query_argument("limit", "100")), self.stub.page)
+        page = [run.json() for run in self.stub.runs[first : first + most]]
+        self.finish({"runs": page, "total": len(self.stub.runs)})
+
+
+class _Run(_Handler):
+    def get(self, run_id: str) -> None:
+        self.finish(self.of(run_id).json())
+
+
+class _Steps(_Handler):
+    def get(self, run_id: str) -> None:
+        after = int(self.get_query_argument("after", "0"))
+        rows = [row for row in self.of(run_id).steps if row["id"] > after]
+        self.finish({"steps": rows[: self.stub.page]})
+
+
+class _Controls(_Handler):
+    def get(self, run_id: str) -> None:
+        self.finish(self.of(run_id).controls.to_json())
+
+    def post(self, run_id: str) -> None:
+        run = self.of(run_id)
+        step = run.steps[-1]["step"] if run.steps else 0
+        try:
+            wish = parse_change(self.request.body)
+            run.controls = run.controls.changed(wish, by="ada", now=1_700_000_100.0, step=step)
+        except BadRequest as error:
+            return self.refuse(400, str(error))
+        self.finish(run.controls.to_json())
+
+
+class _Rewind(_Handler):
+    def post(self, run_id: str) -> None:
+        run, body = self.of(run_id), json.loads(self.request.body)
+        step = body["step"]
+        if step > len(run.steps):
+            return self.refuse(400, f"The run has no step {step} on this branch.")
+        run.branches.append({"number": len(run.branches) + 1, "step": step, "actor": "ada"})
+        self.finish(run.json())
+
+
+class _Fork(_Handler):
+    def post(self, run_id: str) -> None:
+        body = json.loads(self.request.body)
+        branch = f"+branch={body['branch']}" if "branch" in body else ""
+        self.finish({"path": f"tinker://{self.of(run_id).id}/weights/step={body['step']}{branch}"})
+
+
+class _Events(_Handler):
+    async def get(self) -> None:
+        runs = self.get_query_arguments("run")
+        newest = self.stub.events[-1]["id"] if self.stub.events else 0
+        seen = int(self.request.headers.get("Last-Event-ID", newest))
+        self.set_header("Content-Type", "text/event-stream")
+        self.write(f"retry: 10\nid: {seen}\n\n: hello\n\n")
+        await self.flush()
+        self.stub.watchers.add(self)
+        try:
+            while True:
+                for event in [e for e in self.stub.events if e["id"] > seen]:
+                    seen = event["id"]
+                    if not runs or event["run_id"] in (None, *runs):
+                        self.write(f"id: {seen}\nevent: {event['kind']}\n")
+                        self.write(f"data: {json.dumps(event)}\n\n")
+                await self.flush()
+                await asyncio.sleep(0.01)
+        except StreamClosedError:
+            pass
+        finally:
+            self.stub.watchers.discard(self)
+
+
+_RUN = "/tinker/runs/([^/]+)"
+_ROUTES: list[Any] = [
+    ("/tinker/status", _Status),
+    ("/tinker/runs", _Runs),
+    (_RUN, _Run),
+    (f"{_RUN}/steps", _Steps),
+    (f"{_RUN}/controls", _Controls),
+    (f"{_RUN}/rewind", _Rewind),
+    (f"{_RUN}/fork", _Fork),
+    ("/tinker/events", _Events),
+]
