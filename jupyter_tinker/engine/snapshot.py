@@ -32,7 +32,9 @@ from .train import Run
 FORMAT = 1
 _ABOUT = "snapshot"
 _GRADIENTS = "gradients"
-_CHUNK = 1 << 20  # bytes; they are still in the processor's cache when they are written
+# Bytes to hash and write at once: large, because between any two this thread asks for the
+# interpreter's lock, which the engine then has to give up; and small enough to stay in the cache.
+_CHUNK = 4 << 20
 
 Tensors = dict[str, torch.Tensor]
 

@@ -253,7 +253,8 @@ class ForwardBackwardStats:
     num_tokens: int
     num_datums: int
     seconds: float
-    # Why the gradients were left as they were: a loss or a gradient is not finite.
+    # Why the gradients were left as they were: a loss or a gradient is not finite. None where only
+    # the loss was asked for.
     not_finite: str | None = None
 
 

@@ -315,9 +315,6 @@ REFUSED = {
         {"clip_low_threshold": FOUR},
         "ppo takes clip_low_threshold from loss_fn_config",
     ),
-    "an infinite ratio": ("importance_sampling", {"logprobs": -200 * FOUR}, "datum 1: .*not finit"),
-    "an infinite clipped ratio": ("ppo", {"logprobs": -200 * FOUR}, "datum 1: .*not finite"),
-    "an infinite distance": ("dro", {"logprobs": -1e30 * FOUR}, "datum 1: .*not finite"),
 }
 
 
@@ -366,20 +363,19 @@ def test_bad_settings(client: Client, name: str, config: dict[str, float], sente
     advantages=st.lists(st.floats(-1e3, 1e3, width=32), min_size=4, max_size=4),
     name=st.sampled_from(list(FORMULAS)),
 )
-def test_any_numbers_are_computed_or_refused(
+def test_any_numbers_are_computed(
     shared: Client, numbers: list[float], advantages: list[float], name: str
 ) -> None:
     changes = {
         "logprobs": np.array(numbers, np.float32),
         "advantages": np.array(advantages, np.float32),
     }
-    before = shared.gradients.clone()
-    try:
-        answer = shared.backward([GOOD.datum(**changes)], loss_fn=name)
+    answer = shared.backward([GOOD.datum(**changes)], loss_fn=name)
+    if answer.stats.not_finite is None:
         assert np.isfinite(answer.metrics["loss:sum"])
         assert torch.isfinite(shared.gradients).all()
-    except OpError:
-        assert torch.equal(shared.gradients, before)
+    else:
+        assert not shared.gradients.any()
     shared.zero_grad()
 
 

@@ -1,0 +1,98 @@
+"""A batch that does not fit the device's memory is computed in smaller passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from jupyter_tinker.engine import evaluation
+from jupyter_tinker.engine.engine import Engine
+from jupyter_tinker.wire.ops import EngineOptions, OpError
+
+from .reference import Client, samples
+
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+LENGTHS = (9, 17, 5, 12, 8, 30, 11, 10)
+
+
+class SmallDevice:
+    """Lets no pass of more than so many tokens, padding included, get through its backward half."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, tokens: int, error: BaseException) -> None:
+        self.passes: list[tuple[int, int]] = []  # (B, T)
+        real = evaluation.Evaluation.run
+
+        def run(own: evaluation.Evaluation, *, backward: bool) -> object:
+            self.passes.append(tuple(own.packed.tokens.shape))
+            result = real(own, backward=backward)  # its gradient is there before it fails
+            if own.packed.tokens.numel() > tokens:
+                raise error
+            return result
+
+        patch.setattr(evaluation.Evaluation, "run", run)
+
+
+@pytest.mark.parametrize("error", [CUDA, CPU, CUBLAS, MemoryError()], ids=repr)
+@pytest.mark.parametrize("accumulated", [False, True])
+def test_the_gradient_is_that_of_smaller_passes(
+    base: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, accumulated: bool
+) -> None:
+    expected = Client(Engine(EngineOptions(microbatch_tokens=64)), base)
+    client = Client(Engine(), base)
+    for one in (expected, client):
+        one.create()
+        if accumulated:
+            one.engine.options = EngineOptions(microbatch_tokens=64)
+            one.backward(samples(1))
+    # Half of that, and half again, make no other passes: they are not tried.
+    client.engine.options = EngineOptions(microbatch_tokens=512)
+    wanted = expected.backward(samples(0, LENGTHS))
+    with monkeypatch.context() as patch:
+        device = SmallDevice(patch, 64, error)
+        answer = client.backward(samples(0, LENGTHS))
+    assert torch.equal(client.gradients, expected.gradients)
+    assert client.gradients.any()
+    assert answer.metrics == wanted.metrics
+    for own, theirs in zip(answer.logprobs, wanted.logprobs, strict=True):
+        assert own.tobytes() == theirs.tobytes()
+    failed = [shape for shape in device.passes if shape[0] * shape[1] > 64]
+    assert failed
+    assert len(failed) == len(set(failed))
+
+
+def test_forward_alone_is_computed_in_smaller_passes_too(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create()
+    wanted = client.forward(samples(0, LENGTHS))
+    SmallDevice(monkeypatch, 64, CUDA)
+    answer = client.forward(samples(0, LENGTHS))
+    assert answer.metrics["loss:sum"] == pytest.approx(wanted.metrics["loss:sum"], rel=1e-5)
+    assert not client.gradients.any()
+
+
+def test_one_sequence_that_does_not_fit_is_an_error(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create()
+    client.backward(samples(1))
+    before = client.gradients.clone()
+    device = SmallDevice(monkeypatch, 29, CUDA)
+    with pytest.raises(OpError, match=r"ran out of memory in forward_backward \(CUDA") as caught:
+        client.backward(samples(0, LENGTHS))
+    assert caught.value.category == "server"
+    assert device.passes[-1] == (1, 30)
+    assert torch.equal(client.gradients, before)
+
+
+def test_other_errors_are_not_tried_again(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.create()
+    device = SmallDevice(monkeypatch, 64, RuntimeError("an illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal"):
+        client.backward(samples(0, LENGTHS))
+    assert sum(rows for rows, _ in device.passes) <= len(LENGTHS)
+    assert not client.gradients.any()
