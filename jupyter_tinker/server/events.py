@@ -218,7 +218,7 @@ class Events:
     def leave(self, watcher: Watcher) -> None:
         self._watchers.discard(watcher)
 
-    async def read(self, watcher: Watcher) -> bytes:
+    async def read(self, watcher: Watcher) -> list[bytes]:
         """What comes next for a watcher, whose cursor is moved; empty if there is nothing now."""
         assert self._ring is not None, "watch() opened it"
         ring, limits = self._ring, self.limits
@@ -232,5 +232,5 @@ class Events:
                 cursor = found[-1].id if len(found) == limits.page else upto
             watcher.cursor = cursor
             if bodies:
-                return b"".join(bodies)
-        return b""
+                return bodies
+        return []

@@ -62,9 +62,9 @@ async def told(watcher: Watcher, upto: int) -> list[Event]:
     found: list[Event] = []
     async with asyncio.timeout(20):
         while not found or found[-1].id < upto:
-            body = await watcher.next(20)
-            assert body, "the watcher was closed, or given nothing"
-            found += parse(body)
+            bodies = await watcher.next(20)
+            assert bodies, "the watcher was closed, or given nothing"
+            found += parse(b"".join(bodies))
     return found
 
 
@@ -225,7 +225,7 @@ async def test_an_id_that_was_never_told_stands_for_now(events: Events) -> None:
 
 async def test_nothing_new_and_the_end(events: Events) -> None:
     with await events.watch(runs={"a"}) as watcher:
-        assert await watcher.next(0.01) == b""
+        assert await watcher.next(0.01) == []
         waiting = asyncio.ensure_future(watcher.next(60))
         await events.emit("b", "paused")
         await asyncio.sleep(0.1)
