@@ -14,12 +14,12 @@ from .schema import EventRow, StepRow
 
 _STEPS: Table = StepRow.metadata.tables[StepRow.__tablename__]
 _EVENTS: Table = EventRow.metadata.tables[EventRow.__tablename__]
+_NEWEST = select(*(select(func.max(t.c.id)).scalar_subquery() for t in (_STEPS, _EVENTS)))
 
 
 def newest(db: Session) -> int:
     """The largest id of all events and steps; 0 where there are none."""
-    largest = [select(func.max(table.c.id)).scalar_subquery() for table in (_STEPS, _EVENTS)]
-    return max(found or 0 for found in db.execute(select(*largest)).one())
+    return max(found or 0 for found in db.execute(_NEWEST).one())
 
 
 def page(db: Session, after: int, upto: int, runs: Set[str] | None, limit: int) -> list[Encoded]:

@@ -168,6 +168,9 @@ class Events:
         return Ring(newest, max_events=limits.ring_events, max_bytes=limits.ring_bytes)
 
     async def _opened(self) -> Ring:
+        """The ring, with all that is committed: what a client has read of it elsewhere it must not
+        be given again."""
+        self._tell()
         if self._ring is None:
             newest = await self._db.call(event_history.newest)
             self._ring = self._ring or self._new_ring(newest)
@@ -215,10 +218,10 @@ class Events:
     def leave(self, watcher: Watcher) -> None:
         self._watchers.discard(watcher)
 
-    async def read(self, watcher: Watcher) -> bytes:
+    async def read(self, watcher: Watcher) -> list[bytes]:
         """What comes next for a watcher, whose cursor is moved; empty if there is nothing now."""
-        ring = await self._opened()
-        limits = self.limits
+        assert self._ring is not None, "watch() opened it"
+        ring, limits = self._ring, self.limits
         while watcher.cursor < ring.newest:
             if watcher.cursor >= ring.floor:
                 bodies, cursor = ring.after(watcher.cursor, watcher.runs, limits.chunk_bytes)
@@ -229,5 +232,5 @@ class Events:
                 cursor = found[-1].id if len(found) == limits.page else upto
             watcher.cursor = cursor
             if bodies:
-                return b"".join(bodies)
-        return b""
+                return bodies
+        return []

@@ -182,9 +182,8 @@ class TinkerExtension(ExtensionApp):
             log=self.log,
             event_limits=EventLimits(self.max_watchers, self.watcher_stall_seconds),
         )
-        logger = self.serverapp and self.serverapp.event_logger
-        if logger is not None:
-            self.service.events.bus = JupyterEventBus(logger, self.log)
+        if self.serverapp is not None and self.serverapp.event_logger is not None:
+            self.service.events.bus = JupyterEventBus(self.serverapp.event_logger, self.log)
         self.settings["tinker_service"] = self.service
         self.settings["tinker_extension"] = self
 

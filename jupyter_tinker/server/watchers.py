@@ -45,16 +45,16 @@ class Watcher:
         self.closed.set()
         self._news.set()
 
-    async def next(self, seconds: float) -> bytes | None:
+    async def next(self, seconds: float) -> list[bytes] | None:
         """The next events, encoded; empty if none came within `seconds`, None once closed."""
         deadline = asyncio.get_running_loop().time() + seconds
         while not self.closed.is_set():
             self._news.clear()
-            if body := await self._events.read(self):
-                return body
+            if bodies := await self._events.read(self):
+                return bodies
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._news.wait()
             except TimeoutError:
-                return b""
+                return []
         return None

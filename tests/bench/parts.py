@@ -203,11 +203,50 @@ def memory(model: Path, report: Report) -> None:
     report.add("memory", "  difference", [sizes[True] - sizes[False]], "MiB", goal="< 100")
 
 
+def events(model: Path, report: Report) -> None:
+    """Steps of 50 runs to 20 watchers: a thousand a second, and as many as go."""
+    for rate, count in ((1000, 5000), (100_000, 10_000)):
+        extensions = {"jupyter_tinker": True, "tests.bench.event_source": True}
+        config = {"ServerApp": {"jpserver_extensions": extensions}}
+        app = ("-m", "jupyter_server")
+        with ours.server(model, app=app, config=config) as server:
+            report.patience.wait()
+            with Noise() as noise:
+                made, delays = _watched(server, rate, count)
+        what = f"{rate} steps/s to 20 watchers" if rate < count else "steps to 20 watchers"
+        made_per_second = [count / made["seconds"]]
+        report.add("events", f"{what}, made", made_per_second, "steps/s", others=noise.cores)
+        report.add("events", "  server's CPU for a step", [1e3 * made["cpu"] / count], "ms")
+        for name, times, goal in (
+            ("event loop held", made["held"], "< 50"),
+            ("from a step to its watchers", delays, ""),
+        ):
+            for part, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
+                value = 1e3 * times[min(len(times) - 1, int(share * len(times)))]
+                report.add("events", f"  {name}, {part}", [value], "ms", goal=goal)
+
+
+def _watched(server: Server, rate: int, count: int) -> tuple[dict[str, Any], list[float]]:
+    """What the server tells of the steps it made, and the seconds until each arrived, sorted."""
+    arguments = [str(server.port), server.token, "20", str(count)]
+    with _child("tests.bench.watchers", *arguments) as watchers:
+        time.sleep(1)
+        token = {"Authorization": f"token {server.token}"}
+        query = f"rate={rate}&runs=50&count={count}"
+        status, made = server.fetch(f"bench/steps?{query}", key="", headers=token)
+        assert status == 200, made
+        output, _ = watchers.communicate(timeout=120)
+    got = json.loads(output)
+    assert got["whole"], "steps were lost, doubled or out of order"
+    return made, got["delays"]
+
+
 PARTS = {
     "start": start,
     "memory": memory,
     "overhead": overhead,
     "responsiveness": responsiveness,
+    "events": events,
     "training": training,
     "sampling": sampling,
     "fairness": fairness,

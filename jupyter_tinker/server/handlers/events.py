@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import Any
 
 from jupyter_server.auth.decorator import authorized
@@ -19,10 +19,11 @@ _HEARTBEAT_SECONDS = 15.0  # below the minute after which proxies take a connect
 _HEARTBEAT = b": still here\n\n"
 _RETRY_MILLISECONDS = 2000
 _MAX_RUNS = 100  # in one request; who wants more watches all
-# A client that takes as little as this within `stall_seconds` is not dropped.
+# Small enough that whoever reads at all takes one within `stall_seconds`.
 _PIECE = 2**14
-# What the operating system holds for a client that does not read; it would grow to megabytes.
-_SEND_BUFFER = 2**18
+# What the operating system holds for a client that does not read. Left alone it grows to megabytes,
+# and takes as much before one notices.
+_SEND_BUFFER = 2**16
 
 
 class EventsHandler(TinkerHandler):
@@ -85,13 +86,14 @@ class EventsHandler(TinkerHandler):
         if stream is not None and stream.socket is not None:
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         # The id lets a client that loses this connection before anything happens miss nothing.
-        body: bytes | None = f"retry: {_RETRY_MILLISECONDS}\nid: {watcher.cursor}\n\n".encode()
-        while body is not None:
-            for start in range(0, len(body), _PIECE):
-                if not await self._send(watcher, body[start : start + _PIECE]):
+        news: list[bytes] | None
+        news = [f"retry: {_RETRY_MILLISECONDS}\nid: {watcher.cursor}\n\n".encode()]
+        while news is not None:
+            for piece in _pieces(news):
+                if not await self._send(watcher, piece):
                     return None if watcher.closed.is_set() else self._stalled()
-            body = await watcher.next(_HEARTBEAT_SECONDS)
-            body = _HEARTBEAT if body == b"" else body
+            news = await watcher.next(_HEARTBEAT_SECONDS)
+            news = [_HEARTBEAT] if news == [] else news
         return None
 
     async def _send(self, watcher: Watcher, piece: bytes) -> bool:
@@ -105,7 +107,7 @@ class EventsHandler(TinkerHandler):
             ended.cancel()
         if sent.done():
             sent.result()
-            await asyncio.sleep(0)  # what was buffered all along must not hold the loop
+            await asyncio.sleep(0)  # a client that takes all at once must not hold the loop
         return sent.done()
 
     def _stalled(self) -> str:
@@ -125,6 +127,18 @@ class EventsHandler(TinkerHandler):
         await asyncio.wait({sent}, timeout=patience if dropped else 0.0)
         if not sent.done():
             connection.close()  # type: ignore[union-attr]
+
+
+def _pieces(events: list[bytes]) -> Iterator[bytes]:
+    """Small pieces of whole events: behind half of one, nothing could be said any more."""
+    piece = bytearray()
+    for event in events:
+        piece += event
+        if len(piece) >= _PIECE:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
 
 
 HANDLERS = [(r"/events", EventsHandler)]
