@@ -71,6 +71,11 @@ class Place:
                 position = branch.parent_position
         return [*spans, (1, position)]
 
+    def branch_of(self, position: int) -> int:
+        """The branch that a position lies on."""
+        begun = [b.number for b in self.branches if b.first_position <= position]
+        return max(begun, default=0)
+
     def end_of(self, number: int) -> int:
         """The position that a branch reached before the run left it."""
         if number == self.branch:

@@ -61,6 +61,7 @@ async def whole_run_json(service: TinkerService, run: Run) -> dict[str, Any]:
         "branches": [
             {
                 "number": branch.number,
+                "parent": run.place.branch_of(branch.parent_position),
                 "step": branch.step,
                 "created_at": branch.created_at,
                 "actor": branch.actor,
