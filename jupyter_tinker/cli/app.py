@@ -10,6 +10,7 @@ from jupyter_core.application import JupyterApp
 from .. import __version__
 from ..server.extension import TinkerExtension
 from .export import ExportCommand
+from .gc import GcCommand
 from .history import ForkCommand, RewindCommand
 from .keys import KeyCommand
 from .models import ModelsCommand, PullCommand
@@ -47,6 +48,7 @@ class TinkerApp(JupyterApp):
         "rewind": (RewindCommand, RewindCommand.__doc__),
         "fork": (ForkCommand, ForkCommand.__doc__),
         "guard": (GuardCommand, GuardCommand.__doc__),
+        "gc": (GcCommand, GcCommand.__doc__),
         "export": (ExportCommand, ExportCommand.__doc__),
     }
 

@@ -6,10 +6,11 @@ so do checkpoints, which are their owner's. Nothing is dropped without a word.
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
@@ -20,7 +21,7 @@ from .database import Database
 from .events import Events
 from .history import place_of
 from .schema import OperationRow, PayloadRow, RequestRow, RunRow, SnapshotRow
-from .snapshots import Snapshots, unlink
+from .snapshots import unlink
 
 _AT_ONCE = 500
 
@@ -41,11 +42,9 @@ class Size:
 class Retention:
     """Drops what is too old, or too much."""
 
-    def __init__(
-        self, database: Database, snapshots: Snapshots, events: Events, *, log: Any
-    ) -> None:
+    def __init__(self, database: Database, snapshots: Path, events: Events, *, log: Any) -> None:
         self._db = database
-        self._snapshots = snapshots
+        self._snapshots = snapshots  # their directory
         self._events = events
         self._log = log
         self._warned = False
@@ -71,10 +70,15 @@ class Retention:
                 budget / 1e9,
             )
 
+    async def unused_since(self, moment: float) -> list[Size]:
+        """Runs with a history that nobody has asked anything of since then, and that owe nothing;
+        the one used least recently first."""
+        return await self._db.call(lambda db: _unused_since(db, moment))
+
     async def drop(self, run_id: str, *, whole: bool, by: str = THE_SERVER) -> int:
         """Drop a run's past, or its whole history, with which it ends; returns the bytes."""
         freed, files = await self._db.call(lambda db: self._drop(db, run_id, whole, by))
-        unlink([self._snapshots.file(row) for row in files])
+        await asyncio.to_thread(unlink, [self._snapshots / row.file for row in files])
         if freed:
             left = "nothing" if whole else "what it is now"
             self._log.warning("Of run %s's history %s is left (%d bytes).", run_id, left, freed)
@@ -124,12 +128,12 @@ def sizes(db: Session, run_id: str | None = None) -> list[Size]:
     return [Size(name, *both) for name, both in taken.items()]
 
 
-def unused_since(db: Session, moment: float) -> list[str]:
-    """Runs with a history that nobody has asked anything of since then, and that owe nothing."""
+def _unused_since(db: Session, moment: float) -> list[Size]:
     owing = select(RequestRow.run_id).where(RequestRow.done_at.is_(None))
     query = select(RunRow.id).where(RunRow.last_request_at < moment, RunRow.id.not_in(owing))
-    idle = set(db.scalars(query))
-    return [size.run_id for size in sizes(db) if size.run_id in idle]
+    taken = {size.run_id: size for size in sizes(db)}
+    ids = db.scalars(query.order_by(RunRow.last_request_at))
+    return [taken[run_id] for run_id in ids if run_id in taken]
 
 
 def _oldest(db: Session, *, ended: bool) -> list[str]:
@@ -175,8 +179,3 @@ def _payloads(db: Session, run_id: str) -> list[str]:
         .where(PayloadRow.run_id == run_id, RequestRow.done_at.is_not(None))
     )
     return list(db.scalars(query))
-
-
-def days_ago(days: float) -> float:
-    """That moment, in Unix seconds."""
-    return time.time() - days * 86_400.0

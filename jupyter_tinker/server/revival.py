@@ -53,18 +53,25 @@ class Revival:
         if self._supervisor.holds(run.generation):
             return
         started = time.monotonic()
-        generation = await self._supervisor.ensure_started()
         self._log.info("Run %s is being revived.", run.id)
-        try:
-            steps = await self.build(run, run.id, run.place.head, generation)
-        finally:
-            run.replay = None
-        run.generation = generation
+        steps = await self.bring(run)
         seconds = time.monotonic() - started
         self._log.info("Run %s is back after %.1f s, %d steps replayed.", run.id, seconds, steps)
         await self._events.emit(
             run.id, "run_revived", step=run.step, seconds=seconds, replayed=steps
         )
+
+    async def bring(self, run: Run) -> int:
+        """Have the engine hold what a run is now, whatever it held of it before; returns the number
+        of steps that were replayed. The run's lock is held. Raises as `hold`."""
+        run.generation = 0
+        generation = await self._supervisor.ensure_started()
+        try:
+            steps = await self.build(run, run.id, run.place.head, generation)
+        finally:
+            run.replay = None
+        run.generation = generation
+        return steps
 
     async def build(self, run: Run, name: str, position: int, generation: int) -> int:
         """Make a run's state at a position in the engine, called `name` there; returns the number

@@ -194,7 +194,7 @@ class TinkerService:
             saving=self.saving,
             lora_alpha=lora_alpha,
         )
-        self.retention = Retention(database, self.snapshots, self.events, log=log)
+        self.retention = Retention(database, state_dir / "snapshots", self.events, log=log)
         self._lock = DataLock(state_dir)
         self._about = ""
         self._started = False
@@ -366,7 +366,7 @@ class TinkerService:
 
     async def _tidy(self) -> None:
         while True:
-            await asyncio.sleep(_TIDY_SECONDS)
+            await asyncio.sleep(min(_TIDY_SECONDS, self._limits.session_expiry / 2))
             try:
                 await self.futures.tidy(self._limits.keep_results)
                 await self.checkpoints.delete_expired()

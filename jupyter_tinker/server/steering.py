@@ -165,11 +165,10 @@ class Steering:
 
     async def _rebuild(self, run: Run) -> None:
         """Have the engine hold what the run is now. If that fails, the next request tries again."""
-        generation, run.generation = run.generation, 0
-        if not self._supervisor.holds(generation):
+        if not self._supervisor.holds(run.generation):
             return
         try:
-            await self._revival.hold(run)
+            await self._revival.bring(run)
         except (EngineDied, ops.OpError, HistoryGone) as error:
             self._log.warning("Run %s is not in the engine yet: %s", run.id, error)
 

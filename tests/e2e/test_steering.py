@@ -12,6 +12,8 @@ import pytest
 import tinker
 from tinker import types
 
+from jupyter_tinker.notebook.client import Client
+from jupyter_tinker.notebook.follow import follow
 from tests.e2e.conftest import StartServer
 from tests.raw import RawRun
 from tests.servers import Server
@@ -60,10 +62,8 @@ def _steer(server: Server, run: str, **change: Any) -> dict[str, Any]:
 
 
 def _events(server: Server, run: str) -> list[dict[str, Any]]:
-    from jupyter_tinker.notebook.client import Client
-
     found = []
-    for event in Client(server.url, server.key).follow(run, after=0):
+    for event in follow(Client(server.url, server.key), [run], after=0):
         found.append(event)
         if event["kind"] == "run_ended":
             return found

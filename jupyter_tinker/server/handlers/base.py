@@ -20,9 +20,11 @@ from ...wire import ops, tinker
 from .. import keys
 from ..catalog import UnknownModelError
 from ..checkpoints import UnknownCheckpoint
+from ..history import HistoryGone
 from ..registry import UnknownRun
 from ..samplers import UnknownSampler
 from ..service import TinkerService, UnknownSession
+from ..supervisor import EngineDied
 from ..watchers import TooManyWatchers
 
 if TYPE_CHECKING:
@@ -48,11 +50,13 @@ _NO_KEY = (
 _STATUS: dict[type[Exception], int] = {
     tinker.BadRequest: 400,
     ops.OpError: 400,
+    HistoryGone: 400,
     UnknownModelError: 404,
     UnknownSession: 404,
     UnknownRun: 404,
     UnknownCheckpoint: 404,
     UnknownSampler: 404,
+    EngineDied: 503,
     TooManyWatchers: 503,
 }
 
