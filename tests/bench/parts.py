@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.bench import ours
 from tests.bench.data import batches
+from tests.bench.history import history
 from tests.bench.noise import Noise
 from tests.bench.report import Report
 from tests.bench.sampling import fairness, reinforcement, sampling
@@ -247,6 +248,7 @@ PARTS = {
     "overhead": overhead,
     "responsiveness": responsiveness,
     "events": events,
+    "history": history,
     "training": training,
     "sampling": sampling,
     "fairness": fairness,
