@@ -37,6 +37,7 @@ BOUNDARIES: tuple[Kind, ...] = (
     "zero_grad",
 )
 _STATES: tuple[Kind, ...] = ("create_model", "create_via_load", "load_weights", "optim_step")
+LOADS: tuple[Kind, ...] = ("create_via_load", "load_weights")
 _PAGE = 500
 
 
@@ -130,6 +131,13 @@ class History:
         """The optimizer's step at a position; 0 where there is nothing yet."""
         row = await self._db.call(lambda db: db.get(OperationRow, (run_id, position)))
         return 0 if row is None else row.step
+
+    async def loads(self, run_id: str) -> set[int]:
+        """Where a checkpoint was loaded, so that what came before says nothing of the state."""
+        query = select(OperationRow.position).where(
+            OperationRow.run_id == run_id, OperationRow.kind.in_(LOADS)
+        )
+        return await self._db.call(lambda db: set(db.scalars(query)))
 
     async def _last(
         self, run_id: str, place: Place, position: int, wanted: ColumnElement[bool]

@@ -132,12 +132,6 @@ class Copier:
         """
         assert target.run is not None
         run = await self._registry.get(target.run)
-        generation = await self._supervisor.ensure_started()
-        name = f"{run.id}@{position}:copy"
-        try:
-            await self._revival.build(run, name, position, generation)
+        async with self._revival.beside(run, position) as (name, generation):
             copy = SnapshotSampler(target.name, name)
             await self._supervisor.request(copy, generation=generation)
-        finally:
-            if self._supervisor.holds(generation):
-                await self._supervisor.request(ops.UnloadRun(name), generation=generation)

@@ -7,13 +7,16 @@ what it was. Knows nothing of queues, clients or HTTP.
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from ..wire import ops, tinker
 from .checkpoints import Checkpoints, parse_path
 from .custom_losses import CustomLosses
 from .events import Events
-from .history import History, Plan
+from .futures import new_id
+from .history import History, HistoryGone, Plan
 from .runs import Run
 from .schema import OperationRow, SnapshotRow
 from .snapshots import Snapshots
@@ -89,6 +92,21 @@ class Revival:
                 await self._replay(run, name, plan, generation)
                 return plan.steps
 
+    @asynccontextmanager
+    async def beside(self, run: Run, position: int) -> AsyncIterator[tuple[str, int]]:
+        """A run's state at a position, for the length of a block, beside what the run is now.
+
+        Gives the name that the engine has for it, and the engine's generation. Raises as `hold`.
+        """
+        generation = await self._supervisor.ensure_started()
+        name = f"{run.id}@{position}:{new_id()}"
+        try:
+            await self.build(run, name, position, generation)
+            yield name, generation
+        finally:
+            with suppress(EngineDied, ops.OpError):
+                await self._supervisor.request(ops.UnloadRun(name), generation=generation)
+
     async def _begin(self, run: Run, name: str, plan: Plan, generation: int) -> None:
         await self._ask(ops.UnloadRun(name), generation)
         row = run.row
@@ -130,11 +148,12 @@ class Revival:
                 return ops.CreateRun(name, row.base_model, row.base_path, run.lora)
             case "create_via_load":
                 load = tinker.parse(tinker.CreateViaLoad, payload)
-                folder = self._folder(load.path)
+                folder = await self._folder(load.path, operation)
                 return ops.LoadRun(name, row.base_model, row.base_path, folder, load.optimizer)
             case "load_weights":
                 body = tinker.parse(tinker.LoadWeights, payload)
-                return ops.LoadWeights(name, self._folder(body.path), body.optimizer)
+                folder = await self._folder(body.path, operation)
+                return ops.LoadWeights(name, folder, body.optimizer)
             case "forward_backward":
                 definition = await self._custom_losses.definition(row.session_id, payload)
                 return ops.ForwardBackward(name, payload, definition)
@@ -144,8 +163,15 @@ class Revival:
                 return ops.ZeroGrad(name)
         return None
 
-    def _folder(self, path: str) -> str:
-        return str(self._checkpoints.folder(parse_path(path)))
+    async def _folder(self, text: str, operation: OperationRow) -> str:
+        """Of the checkpoint that was loaded: only if the snapshot made then is gone."""
+        path = parse_path(text)
+        row = await self._checkpoints.find(path)
+        if row is None or row.created_at > operation.time:
+            raise HistoryGone(
+                f"The run loaded {path} at this point, which was deleted or overwritten since."
+            )
+        return str(self._checkpoints.folder(path))
 
     def _compare(self, run: Run, operation: OperationRow, stats: ops.OptimStepStats) -> None:
         """Say so where a device does not compute the same twice."""

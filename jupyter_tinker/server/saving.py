@@ -213,14 +213,9 @@ class Saving:
         state = await self._state(path)
         async with self._checkpoints.lock(state.path):
             if await self._checkpoints.find(state.path) is None:
-                generation = await self._supervisor.ensure_started()
-                name = f"{state.run.id}@{state.position}"
-                try:
-                    await self._revival.build(state.run, name, state.position, generation)
+                beside = self._revival.beside(state.run, state.position)
+                async with beside as (name, generation):
                     await self._write(state.run, name, state.path, generation)
-                finally:
-                    if self._supervisor.holds(generation):
-                        await self._supervisor.request(ops.UnloadRun(name))
         return state.path
 
     async def _state(self, path: CheckpointPath) -> _State:

@@ -112,7 +112,8 @@ class Snapshots:
     async def thin(self, run: Run) -> None:
         """Drop what is too dense for its age."""
         rows = await self._history.snapshots(run.id)
-        await self.delete([row for row in rows if row.position not in kept(rows)])
+        keep = kept(rows) | await self._history.loads(run.id)
+        await self.delete([row for row in rows if row.position not in keep])
 
     async def delete(self, rows: list[SnapshotRow]) -> None:
         """Drop snapshots of one run, their rows first."""

@@ -286,7 +286,11 @@ class EngineSupervisor(LoggingConfigurable):
         # By the socket's own asynchronous send: `session.send` goes round it to the plain
         # socket, and can swallow the one signal by which the receiver learns of a reply.
         frames = [*session.serialize(message), *buffers]
-        await self._client.shell_channel.socket.send_multipart(frames)
+        try:
+            await self._client.shell_channel.socket.send_multipart(frames)
+        except zmq.ZMQError as error:  # it died, and its sockets are closed
+            asked.answer.cancel()
+            raise EngineDied("the engine died") from error
         return asked
 
     def _forget(self, message_id: str, asked: _Asked) -> None:

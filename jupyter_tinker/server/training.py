@@ -22,7 +22,7 @@ from .checkpoints import UnknownCheckpoint
 from .custom_losses import CustomLosses
 from .events import Events
 from .futures import Futures, Request, failure, success
-from .history import BOUNDARIES, HistoryGone, operation
+from .history import BOUNDARIES, LOADS, HistoryGone, operation
 from .journal import PROTOBUF_TYPE, Journal, Result
 from .outcome import Change, Outcome
 from .revival import Revival
@@ -187,11 +187,14 @@ class Trainer:
         records = list(outcome.records)
         if outcome.step is not None:
             records.append(partial(self._events.record_step, row=outcome.step))
-            records += self._stepped(run, outcome.step)
+            try:
+                records += self._stepped(run, outcome.step)
+            except Exception:  # what is done is done, and is to be told
+                self._log.exception("The rules of run %s could not be applied.", run.id)
         self._futures.complete(request, outcome.result, operation=row, records=records)
 
     async def _snapshot(self, run: Run, change: Change) -> None:
-        if change.kind in ("create_via_load", "load_weights"):
+        if change.kind in LOADS:
             # The checkpoint may be deleted; what the run is now must not depend on it.
             task = await self._snapshots.begin(run)
             if task is not None:
