@@ -135,9 +135,7 @@ class FakeEngine:
         self._alive(generation, op)
         return answer
 
-    async def _written(
-        self, op: ops.SnapshotRun, generation: int, state: State
-    ) -> dict[str, Any]:
+    async def _written(self, op: ops.SnapshotRun, generation: int, state: State) -> dict[str, Any]:
         """Write a snapshot, beside what the engine does meanwhile."""
         await asyncio.sleep(0)
         self._alive(generation)

@@ -42,7 +42,6 @@ from jupyter_tinker.server.schema import (
     Base,
     OperationRow,
     PayloadRow,
-    RequestRow,
     RunRow,
     SessionRow,
 )

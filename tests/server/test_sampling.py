@@ -158,9 +158,7 @@ class Client:
             headers={"Content-Type": "application/x-protobuf"},
         )
         adam = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
-        made = await self.call(
-            "optim_step", model_id=run, seq_id=self._run_seq, adam_params=adam
-        )
+        made = await self.call("optim_step", model_id=run, seq_id=self._run_seq, adam_params=adam)
         return await self.result(made["request_id"])
 
     async def save(self, run: str, **fields: Any) -> Any:
