@@ -172,7 +172,7 @@ def _again(row: RequestRow, payload: bytes) -> Request:
 
 def _recall(run: Run, operation: OperationRow) -> None:
     """What was accumulated since the last step."""
-    if operation.kind == "forward_backward":
-        run.totals.add(ops.ForwardBackwardStats(**operation.data["stats"]))
-    elif operation.kind == "spoiled":
-        run.spoiled = Spoiled(**operation.data)
+    if (stats := operation.data.get("stats")) is not None:
+        run.totals.add(ops.ForwardBackwardStats(**stats))
+    if operation.kind == "spoiled":
+        run.spoiled = Spoiled(operation.data["reason"], operation.data["skips"])

@@ -27,9 +27,10 @@ from .revival import Revival
 from .runs import Run
 from .sampling import Sampling
 from .schema import CheckpointRow
-from .supervisor import EngineSupervisor
+from .supervisor import EngineDied, EngineSupervisor
 from .turns import Turns
 
+_DEATHS = 4  # of engines while the checkpoint of a step is made, which is then given up
 _OF_STEP = re.compile(r"step=(\d{1,15})(?:\+branch=(\d{1,9}))?")
 
 
@@ -175,7 +176,7 @@ class Saving:
     async def folder_of(self, text: str) -> str:
         """The folder of a checkpoint that exists, or of a run's step, which is made.
 
-        Raises `OpError`, `UnknownCheckpoint`, `HistoryGone` and `EngineDied`.
+        Raises `OpError`, `UnknownCheckpoint` and `HistoryGone`.
         """
         path = parse_path(text)
         if step_of(path) is not None:
@@ -213,10 +214,20 @@ class Saving:
         state = await self._state(path)
         async with self._checkpoints.lock(state.path):
             if await self._checkpoints.find(state.path) is None:
-                beside = self._revival.beside(state.run, state.position)
-                async with beside as (name, generation):
-                    await self._write(state.run, name, state.path, generation)
+                await self._make(state)
         return state.path
+
+    async def _make(self, state: _State) -> None:
+        """Have the engine make a state and write it; the checkpoint's lock is held."""
+        for deaths in range(1, _DEATHS + 1):
+            try:
+                async with self._revival.beside(state.run, state.position) as (name, generation):
+                    await self._write(state.run, name, state.path, generation)
+                return
+            except EngineDied as error:
+                if deaths == _DEATHS:
+                    sentence = f"The checkpoint {state.path} could not be made: {error}."
+                    raise ops.OpError(sentence, "server") from error
 
     async def _state(self, path: CheckpointPath) -> _State:
         """What a step's path means. Raises `UnknownCheckpoint`."""

@@ -267,7 +267,8 @@ class Trainer:
         run.totals.add(stats)
         run.computed += stats.seconds
         if stats.not_finite is not None:
-            return Outcome(result, _spoil(run, Spoiled(stats.not_finite, skips=True)))
+            spoiled = Spoiled(stats.not_finite, skips=True)
+            return Outcome(result, _spoil(run, spoiled, stats=asdict(stats)))
         change = Change("forward_backward", of_payload=True, data={"stats": asdict(stats)})
         return Outcome(result, change)
 
@@ -322,9 +323,9 @@ class Trainer:
         return Outcome(success(_metrics(row)), change, step=row)
 
 
-def _spoil(run: Run, spoiled: Spoiled) -> Change:
+def _spoil(run: Run, spoiled: Spoiled, **data: Any) -> Change:
     run.spoiled = spoiled
-    return Change("spoiled", data=asdict(spoiled))
+    return Change("spoiled", data={**asdict(spoiled), **data})
 
 
 def _metrics(row: StepRow) -> dict[str, Any]:

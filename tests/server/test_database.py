@@ -14,8 +14,11 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
+from jupyter_tinker.server import backlog as backlog_module
 from jupyter_tinker.server import database as database_module
+from jupyter_tinker.server.backlog import Backlog
 from jupyter_tinker.server.checkpoints import (
     CheckpointPath,
     Checkpoints,
@@ -34,7 +37,14 @@ from jupyter_tinker.server.futures import (
 )
 from jupyter_tinker.server.journal import Journal
 from jupyter_tinker.server.keys import InvalidKey, Keys
-from jupyter_tinker.server.schema import HEAD, Base, RequestRow, RunRow, SessionRow
+from jupyter_tinker.server.schema import (
+    HEAD,
+    Base,
+    OperationRow,
+    PayloadRow,
+    RunRow,
+    SessionRow,
+)
 from jupyter_tinker.server.signing import Signer
 from jupyter_tinker.wire.ops import OpError
 
@@ -73,6 +83,8 @@ def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -
     row = Database(default_url(tmp_path)).run(lambda db: db.get_one(RunRow, "s:train:0"))
     assert (row.owner, row.lora, row.last_request_at) == ("ada", {"rank": 4}, 2.0)
     assert row.copied_from is None
+    assert row.ended is not None
+    assert "no history" in row.ended
 
 
 def _run(session_id: str = "s") -> RunRow:
@@ -91,30 +103,30 @@ def _run(session_id: str = "s") -> RunRow:
     )
 
 
-def _request(server: str, number: int = 1) -> tuple[Request, RequestRow]:
-    request = Request(f"r{number}", "s:train:0", number, "optim_step", b"payload")
-    row = RequestRow(
-        id=request.id,
-        run_id=request.run_id,
-        seq_id=number,
-        kind=request.kind,
-        server=server,
-        payload=request.payload,
-        accepted_at=time.time(),
-    )
-    return request, row
+def _request(number: int = 1) -> Request:
+    return Request(f"r{number}", "s:train:0", number, "optim_step", b"payload")
+
+
+def _futures(database: Database, life: str = "now") -> Futures:
+    return Futures(Journal(database, life), Backlog(database))
+
+
+def _payload(database: Database, request_id: str = "r1") -> bytes | None:
+    row = database.run(lambda db: db.get(PayloadRow, request_id))
+    return None if row is None else row.body
 
 
 def test_a_result_is_kept_until_a_while_after_it_was_fetched(database: Database) -> None:
     async def story() -> None:
-        journal = Journal(database, "now")
-        futures = Futures(journal)
-        request, row = _request("now")
-        assert await journal.add_request(row) == "r1"
+        futures = _futures(database)
+        request = _request()
+        assert await futures.accept(request) == "r1"
         futures.open(request)
         assert await futures.poll("r1", hold=0.01) is None
-        await futures.complete(request, success({"metrics": {}}))
-        forgetful = Futures(journal)  # has nothing in memory
+        futures.complete(request, success({"metrics": {}}))
+        await futures.stored()
+        forgetful = _futures(database)  # has nothing in memory
+        forgetful.resumed.set()
         await forgetful.tidy(keep_seconds=0.0)
         assert await forgetful.poll("r1", hold=0) == success({"metrics": {}})
         await forgetful.tidy(keep_seconds=60.0)
@@ -130,27 +142,81 @@ def test_a_result_is_kept_until_a_while_after_it_was_fetched(database: Database)
     asyncio.run(story())
 
 
-def test_a_payload_goes_when_its_request_is_done(database: Database) -> None:
+def _operation(request_id: str | None) -> OperationRow:
+    return OperationRow(
+        run_id="s:train:0",
+        position=1,
+        kind="forward_backward",
+        step=0,
+        request_id=request_id,
+        data={},
+        time=1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("operation", "kept"), [(None, False), (_operation(None), False), (_operation("r1"), True)]
+)
+def test_a_payload_goes_with_its_request_unless_its_run_was_made_of_it(
+    database: Database, operation: OperationRow | None, kept: bool
+) -> None:
     async def story() -> None:
-        journal = Journal(database, "now")
-        request, row = _request("now")
-        await journal.add_request(row)
-        stored = database.run(lambda db: db.get_one(RequestRow, "r1").payload)
-        assert stored == b"payload"
-        await journal.complete(request.id, request.run_id, success({}))
-        assert database.run(lambda db: db.get_one(RequestRow, "r1").payload) is None
+        futures = _futures(database)
+        request = _request()
+        await futures.accept(request)
+        assert _payload(database) == b"payload"
+        futures.complete(request, success({}), operation=operation)
+        await futures.stored()
+        assert _payload(database) == (b"payload" if kept else None)
         await database.close()
 
     asyncio.run(story())
 
 
-def test_what_an_earlier_life_left_pending_fails(database: Database) -> None:
+def test_a_result_is_handed_out_once_it_is_stored(database: Database) -> None:
     async def story() -> None:
-        await Journal(database, "before").add_request(_request("before")[1])
-        result = await Futures(Journal(database, "now")).poll("r1", hold=0)
-        assert result is not None
-        assert result.failed
-        assert b"restarted" in result.body
+        futures = _futures(database)
+        request = _request()
+        await futures.accept(request)
+        futures.open(request)
+        futures.complete(request, success({}))
+        assert not request.done.done()
+        assert await futures.poll("r1", hold=5) == success({})
+        stored = await Journal(database, "other").future("r1")
+        assert stored is not None
+        assert stored.result == success({})
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_what_an_earlier_life_left_pending_is_waited_for(database: Database) -> None:
+    async def story() -> None:
+        await _futures(database, "before").accept(_request())
+        futures = _futures(database)
+        polls = asyncio.create_task(futures.poll("r1", hold=5))
+        await asyncio.sleep(0.01)
+        assert not polls.done()
+        again = _request()
+        futures.open(again)
+        futures.resumed.set()
+        await asyncio.sleep(0.01)
+        assert await futures.poll("r1", hold=0.01) is None
+        futures.complete(again, success({"it": "went on"}))
+        assert await polls == success({"it": "went on"})
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_a_sample_that_an_earlier_life_left_is_gone(database: Database) -> None:
+    async def story() -> None:
+        before = Request("r1", "s:sample:0", 1, "sample", b"payload")
+        await _futures(database, "before").accept(before)
+        futures = _futures(database)
+        futures.resumed.set()
+        with pytest.raises(ExpiredFuture):
+            await futures.poll("r1", hold=0)
         await database.close()
 
     asyncio.run(story())
@@ -158,35 +224,39 @@ def test_what_an_earlier_life_left_pending_fails(database: Database) -> None:
 
 def test_the_same_number_is_the_same_future_also_at_once(database: Database) -> None:
     async def story() -> None:
-        journal = Journal(database, "now")
-        rows = []
-        for number in range(20):
-            _, row = _request("now")
-            row.id = f"r{number}"
-            rows.append(row)
-        ids = await asyncio.gather(*(journal.add_request(row) for row in rows))
+        futures = _futures(database)
+        requests = [Request(f"r{n}", "s:train:0", 1, "optim_step", b"p") for n in range(20)]
+        ids = await asyncio.gather(*map(futures.accept, requests))
         assert set(ids) == {"r0"}
+        assert [_payload(database, f"r{n}") for n in range(3)] == [b"p", None, None]
         await database.close()
 
     asyncio.run(story())
 
 
-def test_a_result_that_cannot_be_stored_is_still_handed_out(
+def test_a_result_that_cannot_be_stored_yet_is_handed_out_and_stored_later(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backlog_module, "_RETRY_SECONDS", 0.01)
+
     async def story() -> None:
-        journal = Journal(database, "now")
-        futures = Futures(journal)
-        request, row = _request("now")
-        await journal.add_request(row)
+        futures = _futures(database)
+        request = _request()
+        await futures.accept(request)
         futures.open(request)
+        works = database.call
 
-        async def full(*_: Any) -> None:
-            raise OSError("No space left on device")
+        async def full(_: Any) -> None:
+            raise OperationalError("", None, Exception("database or disk is full"))
 
-        monkeypatch.setattr(journal, "complete", full)
-        await futures.complete(request, failure("x", "user"))
-        assert await futures.poll("r1", hold=1) == failure("x", "user")
+        monkeypatch.setattr(database, "call", full)
+        futures.complete(request, failure("x", "user"))
+        assert await futures.poll("r1", hold=5) == failure("x", "user")
+        monkeypatch.setattr(database, "call", works)
+        await futures.stored()
+        stored = await Journal(database, "other").future("r1")
+        assert stored is not None
+        assert stored.result == failure("x", "user")
         await database.close()
 
     asyncio.run(story())

@@ -58,7 +58,7 @@ class State:
         request = RequestRow(
             id="r", run_id=RUN, seq_id=0, kind="create_model", server="x", accepted_at=1.0
         )
-        asyncio.run(Journal(self.database(), "x").add_run(run, request))
+        asyncio.run(Journal(self.database(), "x").add_run(run, request, b""))
 
     def add(self, path: str, **values: Any) -> Path:
         """A checkpoint: its row, and files as the engine writes them."""

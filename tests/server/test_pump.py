@@ -14,6 +14,7 @@ import pytest
 from jupyter_tinker.server.pump import Pump
 from jupyter_tinker.server.sample_jobs import Job, Outcome
 from jupyter_tinker.server.samplers import Target
+from jupyter_tinker.server.supervisor import EngineDied
 from jupyter_tinker.server.turns import Turns
 from jupyter_tinker.wire import ops, sampling
 from jupyter_tinker.wire.ops import OpError
@@ -31,11 +32,29 @@ class Stage:
             self.turns,
             max_samples=max_samples,
             max_loaded=max_loaded,
+            revive=self._revive,
             log=logging.getLogger("test"),
         )
+        self.revivals: list[str] = []
+        self.revive: Callable[[Target], None] = lambda target: None  # may raise
+        self.may_revive = asyncio.Event()
+        self.may_revive.set()
         self.outcomes: dict[str, Outcome] = {}
         self.order: list[str] = []
         self._count = 0
+
+    async def _revive(self, target: Target) -> None:
+        assert target.run is not None
+        self.revivals.append(target.name)
+        await self.may_revive.wait()
+        self.revive(target)
+        await self.engine.request(sampling.SnapshotSampler(target.name, target.run))
+
+    async def make_copy(self, target: Target) -> None:
+        """As a run does."""
+        assert target.run is not None
+        await self.engine.request(sampling.SnapshotSampler(target.name, target.run))
+        self.pump.adopt(target)
 
     def put(
         self,
@@ -233,26 +252,85 @@ def test_a_sampler_that_cannot_be_loaded_fails_its_own_jobs() -> None:
     story(tell)
 
 
-def test_after_the_engines_death_samples_are_done_again_and_copies_fail() -> None:
+def test_after_the_engines_death_samples_are_done_again_and_copies_made_again() -> None:
     async def tell(stage: Stage) -> None:
-        await stage.engine.ensure_started()
-        await stage.engine.request(sampling.SnapshotSampler("copy", "run"))
-        stage.pump.adopt(copy())
+        await stage.make_copy(copy())
         base = [stage.put(max_tokens=20) for _ in range(3)]
-        lost = stage.put(copy(), max_tokens=20)
+        copied = [stage.put(copy(), max_tokens=20) for _ in range(3)]
         stage.engine.paused.clear()
-        await stage.until(lambda: len(stage.engine.held) == 4)
+        await stage.until(lambda: len(stage.engine.held) == 6)
         stage.engine.die()
         stage.engine.paused.set()
         await stage.all_done()
-        assert all(stage.tokens(job) == list(range(11, 31)) for job in base)
-        assert stage.error(lost).category == "server"
-        assert "weights" in stage.error(lost).message
+        assert all(stage.tokens(job) == list(range(11, 31)) for job in base + copied)
+        assert stage.revivals == ["copy"]
         again = stage.put(copy())
         await stage.all_done()
-        assert "ended" in stage.error(again).message
+        assert stage.tokens(again) == [11, 12, 13]
+        assert stage.revivals == ["copy"]
 
-    assert story(tell).engine.generation == 2
+    stage = story(tell)
+    assert stage.engine.generation == 2
+    assert stage.engine.count(sampling.LoadSampler) == 2
+
+
+def test_a_copy_that_is_made_again_holds_up_no_other_sampler() -> None:
+    async def tell(stage: Stage) -> None:
+        stage.may_revive.clear()
+        waits = stage.put(copy())
+        cancelled = stage.put(copy())
+        await stage.until(lambda: stage.revivals == ["copy"])
+        other = stage.put()
+        await stage.until(lambda: other.id in stage.outcomes)
+        late = stage.put(copy())
+        stage.pump.cancel(cancelled, OpError("enough"))
+        assert stage.error(cancelled).message == "enough"
+        stage.may_revive.set()
+        await stage.all_done()
+        assert stage.tokens(waits) == stage.tokens(late) == [11, 12, 13]
+        assert stage.revivals == ["copy"]
+
+    story(tell)
+
+
+def test_a_copy_that_cannot_be_made_again_fails_its_own_jobs() -> None:
+    async def tell(stage: Stage) -> None:
+        def gone(target: Target) -> None:
+            raise OpError("the weights are gone", "server")
+
+        stage.revive = gone
+        lost = [stage.put(copy()) for _ in range(2)]
+        good = stage.put()
+        await stage.all_done()
+        assert {stage.error(job).message for job in lost} == {"the weights are gone"}
+        assert stage.tokens(good) == [11, 12, 13]
+
+        def broken(target: Target) -> None:
+            raise ZeroDivisionError("by zero")
+
+        stage.revive = broken
+        job = stage.put(copy("another"))
+        await stage.all_done()
+        assert stage.error(job).category == "server"
+        assert "by zero" in stage.error(job).message
+
+    story(tell)
+
+
+def test_an_engine_that_dies_while_a_copy_is_made_again_costs_time() -> None:
+    async def tell(stage: Stage) -> None:
+        def die(target: Target) -> None:
+            if stage.engine.generation < 4:
+                stage.engine.die()
+                raise died()
+
+        stage.revive = die
+        job = stage.put(copy())
+        await stage.all_done()
+        assert stage.tokens(job) == [11, 12, 13]
+        assert stage.revivals == ["copy"] * 4
+
+    assert story(tell).engine.generation == 4
 
 
 @pytest.mark.parametrize("what", ["decode", "load"])
@@ -263,7 +341,6 @@ def test_what_the_engine_dies_of_is_tried_twice(what: str) -> None:
             def die(op: ops.Op) -> None:
                 if isinstance(op, sampling.LoadSampler) and op.sampler == "deadly":
                     stage.engine.die()
-                    raise sampling_died()
 
             stage.engine.before = die
         deadly = stage.put("deadly", prompt=DEADLY if what == "decode" else 1)
@@ -276,16 +353,34 @@ def test_what_the_engine_dies_of_is_tried_twice(what: str) -> None:
     assert story(tell).engine.generation == 3
 
 
-def sampling_died() -> Exception:
-    from jupyter_tinker.server.supervisor import EngineDied
+def died(*, during: bool = False) -> EngineDied:
+    return EngineDied("the engine died", during=during)
 
-    return EngineDied("the engine died")
+
+def test_deaths_at_something_else_count_against_no_job() -> None:
+    async def tell(stage: Stage) -> None:
+        job = stage.put(max_tokens=20)
+        for _ in range(5):
+            stage.engine.paused.clear()
+            await stage.until(lambda: bool(stage.engine.held))
+            stage.engine.trains.clear()
+            training = asyncio.create_task(stage.engine.request(ops.Status()))
+            stage.engine.paused.set()
+            await stage.until(lambda: isinstance(stage.engine.busy, ops.Status))
+            stage.engine.die()
+            stage.engine.trains.set()
+            with pytest.raises(EngineDied):
+                await training
+        await stage.all_done()
+        assert stage.tokens(job) == list(range(11, 31))
+
+    story(tell)
 
 
 def test_an_engine_that_does_not_start_fails_what_waits() -> None:
     async def tell(stage: Stage) -> None:
         async def broken() -> int:
-            raise sampling_died()
+            raise died()
 
         works, stage.engine.ensure_started = stage.engine.ensure_started, broken
         job = stage.put()
@@ -357,7 +452,7 @@ def test_training_and_sampling_both_go_on() -> None:
             nonlocal trained
             while True:
                 async with stage.turns.training():
-                    await stage.engine.request(ops.ZeroGrad("run"))
+                    await stage.engine.request(ops.Status())
                     await asyncio.sleep(0.005)
                 trained += 1
 

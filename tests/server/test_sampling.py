@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete, update
 from tornado.httpclient import HTTPClientError
 
 from jupyter_tinker.server import extension as extension_module
 from jupyter_tinker.server.checkpoints import CheckpointPath
+from jupyter_tinker.server.schema import PayloadRow, SamplerRow
 from jupyter_tinker.wire import sampling
+from jupyter_tinker.wire import tinker_pb2 as pb
 from tests.server.fake_engine import DEADLY, FORBIDDEN, FakeEngine, tokens_of
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
@@ -140,6 +143,23 @@ class Client:
             lora_config=lora,
         )
         return str((await self.result(made["request_id"]))["model_id"])
+
+    async def step(self, run: str) -> Any:
+        """A `forward_backward` and an `optim_step`."""
+        self._run_seq += 2
+        request = pb.ForwardBackwardRequest(
+            model_id=run, seq_id=self._run_seq - 1, loss_fn="cross_entropy"
+        )
+        await self._fetch(
+            *API,
+            "forward_backward",
+            method="POST",
+            body=request.SerializeToString(),
+            headers={"Content-Type": "application/x-protobuf"},
+        )
+        adam = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
+        made = await self.call("optim_step", model_id=run, seq_id=self._run_seq, adam_params=adam)
+        return await self.result(made["request_id"])
 
     async def save(self, run: str, **fields: Any) -> Any:
         self._run_seq += 1
@@ -571,23 +591,63 @@ async def test_a_copy_in_use_outlives_a_newer_one(client: Client) -> None:
 # The engine's death
 
 
-async def test_the_engines_death_loses_copies_and_nothing_else(client: Client) -> None:
+async def test_the_engines_death_loses_nothing(client: Client) -> None:
     run = await client.run()
     copy, base = await client.copy(run), await client.sampler(base_model="tiny")
     named = await client.sampler(model_path=await add_checkpoint(client))
+    weights = client.engine.copies[copy]
+    assert weights
     client.engine.step_seconds = 0.02
     requests = [await client.asample(s, max_tokens=200) for s in (copy, base, named)]
     await client.until(lambda: len(client.engine.held) == 3)
     client.engine.die()
     client.engine.step_seconds = 0
-    lost = await client.error(requests[0])
-    assert lost["category"] == "server"
-    assert "name" in lost["error"]
-    for request in requests[1:]:
+    for request in requests:
         assert tokens_of(await client.result(request)) == list(range(11, 211))
-    assert "ended" in (await client.error(await client.asample(copy)))["error"]
-    saved = await client.save(run, kind="snapshot", sampling_session_seq_id=99)
-    assert saved["category"] == "server"
+    assert client.engine.copies == {copy: weights}
+    await client.until(lambda: list(client.engine.runs.states) == [run])
+    again = await client.copy(run)
+    assert client.engine.copies[again] == weights
+
+
+async def test_a_copy_is_made_again_of_what_its_run_was(client: Client) -> None:
+    run = await client.run()
+    old = await client.copy(run)
+    await client.step(run)
+    new = await client.copy(run)
+    weights = dict(client.engine.copies)
+    assert weights[old] != weights[new]
+    await client.step(run)
+    client.engine.die()
+    for sampler in (new, old):
+        await client.result(await client.asample(sampler))
+    assert client.engine.copies == weights
+    # Of the run itself the engine has what it is now, and no other state is left in it.
+    await client.until(lambda: list(client.engine.runs.states) == [run])
+    assert client.engine.runs.states[run].step == 2
+
+
+async def test_a_copy_whose_making_is_not_known_fails_with_a_sentence(client: Client) -> None:
+    run = await client.run()
+    copy = await client.copy(run)
+    change = update(SamplerRow).values(position=None)  # as of an earlier version
+    client.service._database.run(lambda db: db.execute(change))
+    client.engine.die()
+    error = await client.error(await client.asample(copy))
+    assert error["category"] == "server"
+    assert "Make a new sampling client" in error["error"]
+
+
+async def test_a_copy_whose_history_was_dropped_fails_with_a_sentence(client: Client) -> None:
+    run = await client.run()
+    await client.step(run)
+    copy = await client.copy(run)
+    await client.service.snapshots.delete(await client.service.history.snapshots(run))
+    client.service._database.run(lambda db: db.execute(delete(PayloadRow)))
+    client.engine.die()
+    error = await client.error(await client.asample(copy))
+    assert error["category"] == "server"
+    assert "history_bytes" in error["error"]
 
 
 async def test_what_kills_the_engine_fails_at_last(client: Client) -> None:

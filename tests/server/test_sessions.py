@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from tinker import types
 
-from jupyter_tinker.server.schema import SessionRow
 from jupyter_tinker.server.service import TinkerService
 from tests.server.stored import LORA, Ask, add_checkpoint, add_run, new_session
 
@@ -168,14 +167,6 @@ async def test_a_checkpoint_saved_anew_is_not_swept_with_its_old_time(
     await sweeping
     assert (await service.checkpoints.get(path)).step == 4
     assert service.checkpoints.folder(path).is_dir()
-
-
-async def test_runs_of_databases_from_before_are_whole(service: TinkerService) -> None:
-    row = SessionRow(id="s", created_at=1.0, owner="a", sdk_version="", tags=[])
-    service._database.run(lambda db: db.add(row))
-    run = await service.run(add_run(service, "s"))
-    assert run.ended is not None
-    assert "restarted" in run.ended
 
 
 @pytest.mark.parametrize("version", ["0.24.1", "0.1.0"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,10 +35,9 @@ async def test_a_trace_tells_the_sessions_story(
             seq_id=number,
             kind=kind,
             server="s",
-            payload=b"x",
             accepted_at=now + number,
         )
-        await service.journal.add_request(row)
+        await service.journal.add_request(row, b"x")
     step = StepRow(
         run_id=run,
         step=1,
@@ -54,15 +54,17 @@ async def test_a_trace_tells_the_sessions_story(
         wait_seconds=0.0,
         memory_bytes=9,
     )
-    await service.journal.complete("r0", run, Result(b"\x00\xff", "application/x-protobuf"))
-    await service.journal.complete("r1", run, Result(b"{}"), step)
     failure = json.dumps({"error": "no room", "category": "server"}).encode()
-    await service.journal.complete("r2", run, Result(failure, failed=True))
+    for request_id, result, records in [
+        ("r0", Result(b"\x00\xff", "application/x-protobuf"), []),
+        ("r1", Result(b"{}"), [partial(service.events.record_step, row=step)]),
+        ("r2", Result(failure, failed=True), []),
+    ]:
+        work = service.journal.completion(request_id, run, result, records=records)
+        await service._database.call(work)
     foreign = add_run(service, await new_session(ask))
     await service.journal.add_request(
-        RequestRow(
-            id="f", run_id=foreign, seq_id=0, kind="x", server="s", payload=b"", accepted_at=now
-        )
+        RequestRow(id="f", run_id=foreign, seq_id=0, kind="x", server="s", accepted_at=now), b""
     )
 
     answer = await ask("GET", "sessions", session, "trace_export")
