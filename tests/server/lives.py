@@ -121,11 +121,12 @@ class World:
         self._engine.before = lambda op: self._point(op.name)
         self._engine.after = lambda op: self._point(f"{op.name} done")
         service = make_service(self.folder, self._engine, database)
-        service.start()
+        service.start("here")
         client = asyncio.create_task(self._tell(service))
         over = asyncio.create_task(self._over.wait())
         await asyncio.wait([client, over], return_when=asyncio.FIRST_COMPLETED)
         if self._over.is_set():
+            service._lock.release()  # as the end of its process does
             return None
         await client
         self._watching = False

@@ -40,7 +40,14 @@ def make_service(
     folder: Path, engine: FakeEngine, database: Database | None = None, **limits: Any
 ) -> TinkerService:
     """A service whose state is in a folder, as an earlier life may have left it."""
-    values = {"seq_gap": 5.0, "keep_results": 3600.0, "snapshot_overhead": 0.03, **limits}
+    values = {
+        "seq_gap": 5.0,
+        "keep_results": 3600.0,
+        "session_expiry": 3600.0,
+        "snapshot_overhead": 0.03,
+        "history_bytes": 2**40,
+        **limits,
+    }
     return TinkerService(
         database=database or Database(default_url(folder)),
         state_dir=folder,

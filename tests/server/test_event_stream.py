@@ -43,7 +43,7 @@ def service(jp_serverapp: Any, jp_asyncio_loop: Any) -> Iterator[TinkerService]:
     service: TinkerService = jp_serverapp.web_app.settings["tinker_service"]
 
     async def start() -> None:
-        service.start()  # Jupyter's fixtures do not start extensions
+        service.start("here")  # Jupyter's fixtures do not start extensions
 
     jp_asyncio_loop.run_until_complete(start())
     yield service

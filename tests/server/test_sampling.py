@@ -185,7 +185,7 @@ def client(jp_fetch: Any, jp_serverapp: Any, jp_asyncio_loop: Any) -> Client:
     made = Client(jp_fetch, jp_serverapp.web_app.settings["tinker_service"])
 
     async def begin() -> None:
-        made.service.start()  # Jupyter's fixtures do not start extensions
+        made.service.start("here")  # Jupyter's fixtures do not start extensions
         await made.new_session()
 
     jp_asyncio_loop.run_until_complete(begin())
