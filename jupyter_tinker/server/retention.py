@@ -81,7 +81,9 @@ class Retention:
         await asyncio.to_thread(unlink, [self._snapshots / row.file for row in files])
         if freed:
             left = "nothing" if whole else "what it is now"
-            self._log.warning("Of run %s's history %s is left (%d bytes).", run_id, left, freed)
+            self._log.warning(
+                "Run %s: %d bytes of its history were dropped; %s is left.", run_id, freed, left
+            )
         return freed
 
     def _drop(
