@@ -133,7 +133,7 @@ def test_the_past_of_the_run_used_least_recently_goes_first(histories: Histories
             8,
             9,
             10,
-        ]  # its first weights are known by their seed
+        ]
         assert await histories.steps("b") == list(range(11))
         assert [f.name for f in (histories.snapshots / "a").iterdir()] == ["8.safetensors"]
 
@@ -153,7 +153,7 @@ def test_what_a_run_needs_to_come_back_is_kept_and_all_of_ended_ones_dropped(
             8,
             9,
             10,
-        ]  # its first weights are known by their seed
+        ]
         assert not list((histories.snapshots / "ended").iterdir())
 
     _run(histories, story)
