@@ -219,10 +219,14 @@ class TinkerService:
 
     async def _keep_runs(self) -> None:
         """Have snapshots of all runs in the engine, so that a new server is quick to go on."""
-        held = [run for run in self.registry if self.supervisor.holds(run.generation)]
         with suppress(Exception):
             async with asyncio.timeout(_FAREWELL_SECONDS):
-                await asyncio.gather(*map(self.snapshots.keep, held), return_exceptions=True)
+                await asyncio.gather(*map(self._keep, self.registry), return_exceptions=True)
+
+    async def _keep(self, run: Run) -> None:
+        async with run.lock:
+            if self.supervisor.holds(run.generation):
+                await self.snapshots.keep(run)
 
     def _engine_started(self, status: ops.EngineStatus) -> None:
         self._spawn(self._tell("engine_started", **asdict(status)))

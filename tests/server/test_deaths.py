@@ -76,7 +76,7 @@ _PARTS = 6
 
 
 @pytest.mark.parametrize("part", range(_PARTS))
-@pytest.mark.parametrize("ending", ["engine", "server"])
+@pytest.mark.parametrize("ending", ["engine", "server", "stop"])
 def test_one_ending_at_any_point(play: Any, ending: Ending, part: int) -> None:
     world, undisturbed = play(STORY, {})
     faults = []
