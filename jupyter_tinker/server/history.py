@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
-from .backlog import Backlog
+from .backlog import Backlog, Work
 from .database import Database
 from .schema import BranchRow, OperationRow, PayloadRow, SnapshotRow
 
@@ -119,6 +119,7 @@ class History:
 
     async def state_of_step(self, run_id: str, place: Place, step: int, branch: int) -> int:
         """The position right after a step of a branch. Raises `HistoryGone`."""
+        await self._backlog.flushed()
         if not 0 <= branch <= place.branch:
             raise HistoryGone(f"Run {run_id} has no branch {branch}.")
         wanted = and_(OperationRow.kind.in_(_STATES), OperationRow.step == step)
@@ -170,14 +171,10 @@ class History:
             raise HistoryGone("The data of a step was dropped from the run's history.")
         return row.body
 
-    async def add(self, row: OperationRow) -> None:
-        """Store a change that no request made, behind all that was done before it."""
+    async def write(self, works: Sequence[Work]) -> None:
+        """Do what no request asks for in one transaction, behind all that was done before it."""
         await self._backlog.flushed()
-        await self._db.call(lambda db: db.add(row))
-
-    async def add_branch(self, branch: BranchRow) -> None:
-        await self._backlog.flushed()
-        await self._db.call(lambda db: db.add(branch))
+        await self._db.call(lambda db: [work(db) for work in works])
 
     # Snapshots
 

@@ -66,6 +66,7 @@ class Registry:
         self._runs: dict[str, Run] = {}
         self._queues: dict[str, RunQueue] = {}
         self._loading = asyncio.Lock()
+        self._closed = False
         self.trainer: Performs  # is given later: it needs to find runs, too
 
     def __iter__(self) -> Any:
@@ -101,6 +102,8 @@ class Registry:
         await self._queues[run.id].drained()
 
     async def close(self) -> None:
+        """Begin nothing more; what is accepted from now on is left to the server's next life."""
+        self._closed = True
         for queue in self._queues.values():
             await queue.close()
 
@@ -114,6 +117,8 @@ class Registry:
 
     def _enqueue(self, run: Run, request: Request) -> None:
         self._futures.open(request)
+        if self._closed:
+            return
         if run.ended is not None:
             # In any order: nothing of an ended run is computed any more.
             self._spawn(self.trainer.perform(run, request))

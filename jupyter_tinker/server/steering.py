@@ -126,20 +126,12 @@ class Steering:
                 await self._history.plan(run.id, place, position)
             except HistoryGone as error:
                 raise ops.OpError(str(error)) from None
-            abandoned, left = place.branch, run.step
             await self._branch(run, position, step, by)
-            await self._spoil_what_was_accumulated(run, step)
-            run.step = step
-            run.controls = run.controls.rewound(step)
-            self._guards.pop(run.id, None)
-            await self._events.emit(
-                run.id, "rewound", actor=by, step=step, branch=place.branch,
-                abandoned={"branch": abandoned, "step": left},
-            )  # fmt: skip
             await self._rebuild(run)
         return run
 
     async def _branch(self, run: Run, position: int, step: int, by: str) -> None:
+        """Let a branch begin behind a position: in the database at once, then in memory."""
         place = run.place
         row = BranchRow(
             run_id=run.id,
@@ -150,18 +142,29 @@ class Steering:
             created_at=time.time(),
             actor=by,
         )
-        await self._history.add_branch(row)
+        controls = run.controls.rewound(step)
+        abandoned = {"branch": place.branch, "step": run.step}
+        event = partial(self._events.record, run_id=run.id, kind="rewound", actor=by, step=step)
+        works: list[Work] = [
+            lambda db: db.add(row),
+            partial(_store_controls, run.id, controls),
+            partial(event, branch=row.number, abandoned=abandoned),
+        ]
+        # Gradients of other weights: the optim_step that waits for them is to be skipped.
+        spoiled = None
+        if run.totals.datums or run.spoiled is not None:
+            reason = f"the run was rewound to step {step} in the middle of it"
+            spoiled = Spoiled(reason, skips=True)
+            mark = operation(run.id, row.first_position, "spoiled", step, **asdict(spoiled))
+            works.append(lambda db: db.add(mark))
+        await self._history.write(works)
         place.branches.append(row)
         place.head = position
-
-    async def _spoil_what_was_accumulated(self, run: Run, step: int) -> None:
-        """Gradients of other weights; the optim_step that waits for them is to be skipped."""
-        if not run.totals.datums and run.spoiled is None:
-            return
+        if spoiled is not None:
+            place.advance()
+        run.step, run.controls, run.spoiled = step, controls, spoiled
         run.totals = StepTotals()
-        run.spoiled = Spoiled(f"the run was rewound to step {step} in the middle of it", skips=True)
-        row = operation(run.id, run.place.advance(), "spoiled", step, **asdict(run.spoiled))
-        await self._history.add(row)
+        self._guards.pop(run.id, None)
 
     async def _rebuild(self, run: Run) -> None:
         """Have the engine hold what the run is now. If that fails, the next request tries again."""

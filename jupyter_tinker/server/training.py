@@ -7,6 +7,7 @@ run is revived and the request done again. Knows nothing of HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
@@ -133,6 +134,9 @@ class Trainer:
                 if request.seq_id > 0:
                     await self._revival.hold(run)
                 return await self._kinds[request.kind](run, request)
+            except asyncio.CancelledError:
+                run.generation = 0  # the engine may have done what the journal will not know of
+                raise
             except EngineNotStarted as error:
                 starts += 1
                 if starts == _STARTS:

@@ -28,7 +28,8 @@ from jupyter_tinker.server.service import TinkerService
 from tests.server.fake_engine import FakeEngine
 from tests.server.one_service import RUN, Asked, create, make_service, read
 
-Ending = Literal["engine", "server"]
+# The engine or the server is killed, or the server is asked to stop and does so in its own time.
+Ending = Literal["engine", "server", "stop"]
 # Something a person does, in the midst of what the client asks for. It may be done again.
 Deed = Callable[[TinkerService], Awaitable[Any]]
 # Each item is what a client asks for without waiting in between, or a deed.
@@ -84,7 +85,8 @@ class World:
         self._endings = endings
         self._memory = Memory()
         self._engine: FakeEngine
-        self._over: asyncio.Event
+        self._over: asyncio.Event  # the server was killed
+        self._stopping: asyncio.Event
         self._watching = True
 
     def play(self) -> End:
@@ -111,22 +113,27 @@ class World:
         if ending == "engine" and self._engine.running:
             self.deaths += 1
             self._engine.die()
+        elif ending == "stop":
+            self._stopping.set()
         elif ending == "server":
             self._over.set()
             raise asyncio.CancelledError
 
     async def _live(self, database: Mortal) -> End | None:
-        self._over = asyncio.Event()
+        self._over, self._stopping = asyncio.Event(), asyncio.Event()
         self._engine = FakeEngine()
         self._engine.before = lambda op: self._point(op.name)
         self._engine.after = lambda op: self._point(f"{op.name} done")
         service = make_service(self.folder, self._engine, database)
         service.start("here")
         client = asyncio.create_task(self._tell(service))
-        over = asyncio.create_task(self._over.wait())
-        await asyncio.wait([client, over], return_when=asyncio.FIRST_COMPLETED)
+        ends = [asyncio.create_task(e.wait()) for e in (self._over, self._stopping)]
+        await asyncio.wait([client, *ends], return_when=asyncio.FIRST_COMPLETED)
         if self._over.is_set():
             service._lock.release()  # as the end of its process does
+            return None
+        if self._stopping.is_set():
+            await service.stop()  # and who asks goes on to ask
             return None
         await client
         self._watching = False

@@ -12,7 +12,7 @@ from jupyter_tinker.server.database import Database, default_url
 from jupyter_tinker.server.service import TinkerService
 from jupyter_tinker.wire.controls import parse_change
 from tests.server.fake_runs import BAD, INFINITE
-from tests.server.lives import RUN, End, Ending, Story, World
+from tests.server.lives import RUN, Deed, End, Ending, Story, World
 from tests.server.one_service import add_session, ask, forward_backward, optim_step
 
 
@@ -21,16 +21,22 @@ async def halve(service: TinkerService) -> None:
     await service.steering.change(RUN, change, by="ada")
 
 
-async def rewind(service: TinkerService) -> None:
-    run = await service.run(RUN)
-    if not run.place.branch:  # else it was done, and the answer lost
-        await service.steering.rewind(RUN, 2, None, by="ada")
+def rewind(step: int, branch: int | None = None, *, making: int) -> Deed:
+    """Rewind, unless the branch that this makes is there already, and only the answer was lost."""
+
+    async def deed(service: TinkerService) -> None:
+        run = await service.run(RUN)
+        if run.place.branch < making:
+            await service.steering.rewind(RUN, step, branch, by="ada")
+
+    return deed
 
 
 async def fork(service: TinkerService) -> str:
     return str(await service.steering.fork(RUN, 1, None, by="ada"))
 
 
+# All that a client may ask for.
 STORY: Story = [
     [forward_backward(1), forward_backward(2), optim_step()],
     [forward_backward(3), optim_step(), ask("save_weights", path="a")],
@@ -38,12 +44,27 @@ STORY: Story = [
     [forward_backward(6), forward_backward(7, INFINITE), optim_step()],
     halve,
     [forward_backward(8, only=True), forward_backward(8), optim_step()],
-    rewind,
+    rewind(2, making=1),
     [forward_backward(9), optim_step()],
     fork,
     [ask("load_weights", path=f"tinker://{RUN}/weights/a", optimizer=True)],
     [forward_backward(10), optim_step(), ask("save_weights_for_sampler", path="b")],
     [forward_backward(11)],
+]
+# A person goes back and forth, also in the midst of a step.
+REWINDS: Story = [
+    [forward_backward(1), optim_step(), forward_backward(2), optim_step()],
+    [forward_backward(3)],
+    rewind(1, making=1),
+    [forward_backward(4), optim_step()],  # is skipped
+    [forward_backward(5, INFINITE)],
+    rewind(1, making=2),
+    rewind(2, 0, making=3),
+    [optim_step(), forward_backward(6), optim_step()],
+    rewind(0, making=4),
+    [forward_backward(7), optim_step()],
+    [ask("load_weights", path=f"tinker://{RUN}/weights/step=3+branch=3", optimizer=True)],
+    [forward_backward(8), optim_step()],
 ]
 
 
@@ -76,12 +97,13 @@ _PARTS = 6
 
 
 @pytest.mark.parametrize("part", range(_PARTS))
-@pytest.mark.parametrize("ending", ["engine", "server"])
-def test_one_ending_at_any_point(play: Any, ending: Ending, part: int) -> None:
-    world, undisturbed = play(STORY, {})
+@pytest.mark.parametrize("ending", ["engine", "server", "stop"])
+@pytest.mark.parametrize("story", [STORY, REWINDS], ids=["all", "rewinds"])
+def test_one_ending_at_any_point(play: Any, story: Story, ending: Ending, part: int) -> None:
+    world, undisturbed = play(story, {})
     faults = []
     for point in range(part, len(world.points), _PARTS):
-        disturbed, end = play(STORY, {point: ending})
+        disturbed, end = play(story, {point: ending})
         if end != undisturbed:
             faults.append(f"at point {point}, {disturbed.points[point : point + 1]}:")
             faults += differences(end, undisturbed)
