@@ -1,0 +1,78 @@
+"""The reference: what the schedule gives on a server that nobody disturbs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers import Server, start_server
+
+from .client import Client, Recording
+from .faults import Faults
+from .schedule import Turn, turns
+
+os.environ["TINKER_TELEMETRY"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+CONFIG: dict[str, Any] = {
+    # As often as can be: the model is so small that hardly a step would be worth a snapshot.
+    "TinkerExtension": {"snapshot_overhead": 10.0},
+    # Several microbatches in a batch, and the same sums on machines that are busy with tests.
+    "EngineSupervisor": {"microbatch_tokens": 64, "num_threads": 1},
+}
+TURNS = turns(64)
+
+
+@dataclass
+class Place:
+    """A server of the tests, how to start it again, and its faults."""
+
+    server: Server
+    faults: Faults
+    restart: Callable[[], Server]
+
+
+StartPlace = Callable[..., Place]
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[StartPlace]:
+    """Starts servers that can be broken; ends them all."""
+    servers: list[Server] = []
+
+    def run(home: Path, faults: Faults, port: int | None, config: dict[str, Any]) -> Server:
+        merged = {key: {**CONFIG.get(key, {}), **config.get(key, {})} for key in CONFIG | config}
+        models = {"tiny": tiny_model_dir}
+        server = start_server(home, models=models, port=port, config=merged, env=faults.env)
+        servers.append(server)
+        return server
+
+    def _start(config: dict[str, Any] | None = None) -> Place:
+        home = tmp_path_factory.mktemp("server")
+        faults = Faults(home / "faults")
+        server = run(home, faults, None, config or {})
+        return Place(server, faults, lambda: run(home, faults, server.port, config or {}))
+
+    yield _start
+    for server in servers:
+        server.stop()
+
+
+@dataclass
+class Reference:
+    """A recording, and the server that it was made on."""
+
+    server: Server
+    turns: list[Turn]
+    recording: Recording
+
+
+@pytest.fixture(scope="session")
+def reference(start: StartPlace) -> Reference:
+    server = start().server
+    return Reference(server, TURNS, Client(server).go(TURNS))

@@ -1,0 +1,161 @@
+"""Kills the engine or the server at moments drawn from a seed, and keeps the server alive.
+
+At most one kill falls into a turn, and a turn is over when all its results are there: so no
+request is hit twice, and something new has been learnt between any two kills.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from tests.servers import Server
+
+from .faults import ENGINE_POINTS, SERVER_POINTS, Faults
+from .schedule import Kind, Turn
+
+Victim = str  # "engine" or "server"
+
+# Which turns come past which places; the others come past all training.
+_SAVING: tuple[Kind, ...] = ("saved", "saved_for_sampling", "moved")
+_SAMPLING: tuple[Kind, ...] = ("rollouts", "sampled_again", "saved_for_sampling")
+_TRAINING: tuple[Kind, ...] = (
+    "supervised",
+    "accumulated",
+    "looked_at",
+    "custom",
+    "rollouts",
+    "sampled_again",
+    "saved",
+    "moved",
+)
+_WHERE: dict[str, tuple[Kind, ...]] = {
+    "decode": _SAMPLING,
+    "checkpoints-writing": _SAVING,
+    "checkpoints-renamed": _SAVING,
+}
+# How often a turn comes past a place for certain; it may die at any of these times.
+_TIMES = {"forward": 2, "answered": 2, "decode": 2, "commit": 4, "committed": 4}
+_GRACE_SECONDS = 0.5  # for what a turn leaves to be written behind it
+
+
+@dataclass
+class Kill:
+    """What is to happen in a turn: at a point, or after a share of the time that it takes."""
+
+    victim: Victim
+    point: str | None
+    nth: int
+    share: float
+
+
+@dataclass
+class Saboteur:
+    """Kills in chosen turns; `counts` says what was hit, by the victim and the place."""
+
+    server: Server
+    restart: Callable[[], Server]
+    faults: Faults
+    seconds: list[float]  # that the turns take undisturbed
+    plan: dict[int, Kill]
+    counts: Counter[str] = field(default_factory=Counter)
+    _hit: threading.Event = field(default_factory=threading.Event)
+    _closing: threading.Event = field(default_factory=threading.Event)
+    _timer: threading.Timer | None = None
+    _keeper: threading.Thread | None = None
+
+    def __enter__(self) -> Saboteur:
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        assert self._keeper is not None
+        self._keeper.join(60)
+
+    # Around each turn, on the client's thread
+
+    def before(self, turn: Turn) -> None:
+        kill = self.plan.get(turn.number)
+        if kill is None:
+            return
+        self._hit.clear()
+        if kill.point is not None:
+            self.faults.arm(kill.point, kill.nth)
+        else:
+            delay = kill.share * self.seconds[turn.number]
+            self._timer = threading.Timer(delay, self._strike, [kill.victim])
+            self._timer.start()
+
+    def after(self, turn: Turn) -> None:
+        kill = self.plan.get(turn.number)
+        if kill is None:
+            return
+        if kill.point is not None:
+            self._await_point(kill.point)
+        elif self._timer is not None:
+            self._timer.join()
+        if not self._hit.is_set():  # the turn was too short, or did not come past
+            self._strike(kill.victim)
+
+    def _await_point(self, point: str) -> None:
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while self.faults.armed(point) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if not self.faults.disarm(point):
+            self.counts[point] += 1
+            self._hit.set()
+
+    def _strike(self, victim: Victim) -> None:
+        pid = self.server.process.pid if victim == "server" else self.server.engine_pid()
+        if pid is None:
+            return  # between two engines; it is tried again behind the turn
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            self.counts[victim] += 1
+            self._hit.set()
+
+    def _keep(self) -> None:
+        while not self._closing.is_set():
+            if self.server.process.poll() is not None:
+                self.server = self.restart()
+            time.sleep(0.02)
+
+
+def plan(
+    turns: list[Turn], kills: int, server_kills: int, seed: int, *, first: int = 1
+) -> dict[int, Kill]:
+    """Which turns are hit, and how. Every place that the turns come past is hit at least once."""
+    draw = random.Random(seed)
+    chosen = sorted(draw.sample([turn.number for turn in turns[first:]], kills))
+    of_server = set(draw.sample(chosen, server_kills))
+    missing = [*draw.sample(ENGINE_POINTS, len(ENGINE_POINTS))]
+    missing_of_server = [*draw.sample(SERVER_POINTS, len(SERVER_POINTS))]
+    made = {}
+    for number in chosen:
+        server = number in of_server
+        points = missing_of_server if server else missing
+        point = _place(turns[number].kind, points, SERVER_POINTS if server else ENGINE_POINTS, draw)
+        nth = draw.randint(1, _TIMES.get(point or "", 1))
+        made[number] = Kill("server" if server else "engine", point, nth, draw.random())
+    return made
+
+
+def _place(
+    kind: Kind, missing: list[str], all_points: tuple[str, ...], draw: random.Random
+) -> str | None:
+    """A place that this kind of turn comes past: one not hit yet, or any, or a random moment."""
+    for point in missing:
+        if kind in _WHERE.get(point, _TRAINING):
+            missing.remove(point)
+            return point
+    possible = [point for point in all_points if kind in _WHERE.get(point, _TRAINING)]
+    return draw.choice(possible) if possible and draw.random() < 0.4 else None
