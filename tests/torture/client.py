@@ -46,9 +46,9 @@ class Client:
         self.recording = Recording()
         self._before, self._after = before, after
         self._service = tinker.ServiceClient(base_url=server.url, api_key=server.key)
-        self._client: tinker.TrainingClient
+        self.training: tinker.TrainingClient
         self._use(self._service.create_lora_training_client(base_model="tiny", rank=4, seed=1))
-        self._checkpoint = self._client.save_state("start").result().path
+        self._checkpoint = self.training.save_state("start").result().path
         self._copy: tinker.SamplingClient | None = None  # of the last rollouts' weights
         self._turn = Turn(-1, "supervised")
         self._draw = np.random.default_rng(0)
@@ -64,83 +64,83 @@ class Client:
             self.recording.seconds.append(time.monotonic() - started)
             if self._after is not None:
                 self._after(turn)
-        self.recording.last_checkpoint = self._client.save_state("end").result().path
+        self.recording.last_checkpoint = self.training.save_state("end").result().path
         return self.recording
 
     # Turns
 
     def _supervised(self) -> None:
-        forward = self._client.forward_backward(self._data(), "cross_entropy")
-        step = self._client.optim_step(self._adam())
+        forward = self.training.forward_backward(self._data(), "cross_entropy")
+        step = self.training.optim_step(self._adam())
         self._trained(forward, step)
 
     def _accumulated(self) -> None:
-        first = self._client.forward_backward(self._data(), "cross_entropy")
+        first = self.training.forward_backward(self._data(), "cross_entropy")
         loss = str(self._draw.choice(_POLICY_LOSSES))
-        second = self._client.forward_backward(self._policy_data(), loss)
-        step = self._client.optim_step(self._adam())
+        second = self.training.forward_backward(self._policy_data(), loss)
+        step = self.training.optim_step(self._adam())
         self._looked(first)
         self._trained(second, step)
 
     def _looked_at(self) -> None:
-        forward = self._client.forward_backward(self._data(), "cross_entropy")
-        look = self._client.forward(self._policy_data(), "ppo")
-        step = self._client.optim_step(self._adam())
+        forward = self.training.forward_backward(self._data(), "cross_entropy")
+        look = self.training.forward(self._policy_data(), "ppo")
+        step = self.training.optim_step(self._adam())
         self._looked(look)
         self._trained(forward, step)
 
     def _custom(self) -> None:
-        forward = self._client.forward_backward_custom(self._data(), _contrast)
-        step = self._client.optim_step(self._adam())
+        forward = self.training.forward_backward_custom(self._data(), _contrast)
+        step = self.training.optim_step(self._adam())
         self._trained(forward, step)
 
     def _rollouts(self) -> None:
-        self._copy = self._client.save_weights_and_get_sampling_client().result()
+        self._copy = self.training.save_weights_and_get_sampling_client().result()
         prompts = [self._ids(6), self._ids(9)]
         samples = [self._sample(self._copy, prompt, seed) for seed, prompt in enumerate(prompts)]
         data = []
         for prompt, future in zip(prompts, samples, strict=True):
             data += [self._rollout(prompt, tokens, lp) for tokens, lp, _ in self._sampled(future)]
         loss = str(self._draw.choice(_POLICY_LOSSES))
-        forward = self._client.forward_backward(data, loss)
-        step = self._client.optim_step(self._adam())
+        forward = self.training.forward_backward(data, loss)
+        step = self.training.optim_step(self._adam())
         self._trained(forward, step)
 
     def _sampled_again(self) -> None:
         assert self._copy is not None, "the schedule samples before it has a copy"
-        forward = self._client.forward_backward(self._data(), "cross_entropy")
+        forward = self.training.forward_backward(self._data(), "cross_entropy")
         greedy = self._sample(self._copy, self._ids(8), seed=0, temperature=0.0)
         seeded = self._sample(self._copy, self._ids(5), seed=self._turn.number)
         self._sampled(greedy)
         self._sampled(seeded)
-        self._trained(forward, self._client.optim_step(self._adam()))
+        self._trained(forward, self.training.optim_step(self._adam()))
 
     def _saved(self) -> None:
-        forward = self._client.forward_backward(self._data(), "cross_entropy")
-        step = self._client.optim_step(self._adam())
-        saved = self._client.save_state(f"turn-{self._turn.number}")
+        forward = self.training.forward_backward(self._data(), "cross_entropy")
+        step = self.training.optim_step(self._adam())
+        saved = self.training.save_state(f"turn-{self._turn.number}")
         self._trained(forward, step)
         self._checkpoint = saved.result().path
         self._note("path", self._checkpoint)
 
     def _saved_for_sampling(self) -> None:
-        path = self._client.save_weights_for_sampler(f"turn-{self._turn.number}").result().path
+        path = self.training.save_weights_for_sampler(f"turn-{self._turn.number}").result().path
         self._note("path", path)
         sampler = self._service.create_sampling_client(model_path=path).result()
         self._sampled(self._sample(sampler, self._ids(7), seed=3))
 
     def _went_back(self) -> None:
         # Gradients that are pending then are dropped by it.
-        dropped = self._client.forward_backward(self._data(), "cross_entropy")
-        loaded = self._client.load_state_with_optimizer(self._checkpoint)
-        look = self._client.forward(self._data(), "cross_entropy")
+        dropped = self.training.forward_backward(self._data(), "cross_entropy")
+        loaded = self.training.load_state_with_optimizer(self._checkpoint)
+        look = self.training.forward(self._data(), "cross_entropy")
         self._looked(dropped)
         loaded.result()
         self._looked(look)
 
     def _moved(self) -> None:
         optimizer = bool(self._draw.integers(2))
-        path = self._client.save_state(f"turn-{self._turn.number}").result().path
+        path = self.training.save_state(f"turn-{self._turn.number}").result().path
         if optimizer:
             future = self._service.create_training_client_from_state_with_optimizer(path)
         else:
@@ -152,8 +152,8 @@ class Client:
     # Parts of turns
 
     def _use(self, future: Any) -> None:
-        self._client = future.result()
-        self.recording.runs.append(self._client.get_info().model_id)
+        self.training = future.result()
+        self.recording.runs.append(self.training.get_info().model_id)
 
     def _note(self, what: str, value: Any) -> None:
         self.recording.add(self._turn, what, value)

@@ -32,6 +32,12 @@ def differences(seen: Recording, reference: Recording) -> list[str]:
     return found
 
 
+def part(recording: Recording, turns: int) -> Recording:
+    """What a recording has of the first turns."""
+    results = [result for result in recording.results if result[0] < turns]
+    return Recording(results, recording.seconds[:turns], recording.runs)
+
+
 def tensors(server: Server, path: str) -> dict[str, tuple[str, list[int], bytes]]:
     """Every tensor of a checkpoint, by file and name: dtype, shape and bytes."""
     run, kind, name = path.removeprefix("tinker://").split("/")
@@ -61,7 +67,7 @@ class History:
 
     def operations(self, run: str) -> list[tuple[Any, ...]]:
         return self.rows(
-            "SELECT position, kind, step, adam FROM operations WHERE run_id = ? ORDER BY position",
+            "SELECT position, kind, step FROM operations WHERE run_id = ? ORDER BY position",
             run,
         )
 

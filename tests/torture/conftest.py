@@ -14,6 +14,7 @@ from tests.servers import Server, start_server
 
 from .client import Client, Recording
 from .faults import Faults
+from .place import Place
 from .schedule import Turn, turns
 
 os.environ["TINKER_TELEMETRY"] = "0"
@@ -27,36 +28,38 @@ CONFIG: dict[str, Any] = {
 }
 TURNS = turns(64)
 
-
-@dataclass
-class Place:
-    """A server of the tests, how to start it again, and its faults."""
-
-    server: Server
-    faults: Faults
-    restart: Callable[[], Server]
-
-
 StartPlace = Callable[..., Place]
 
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[StartPlace]:
-    """Starts servers that can be broken; ends them all."""
+    """Starts servers that can be broken, in homes of their own; ends them all.
+
+    `prepare` is called with the state directory before the first start.
+    """
     servers: list[Server] = []
 
-    def run(home: Path, faults: Faults, port: int | None, config: dict[str, Any]) -> Server:
-        merged = {key: {**CONFIG.get(key, {}), **config.get(key, {})} for key in CONFIG | config}
-        models = {"tiny": tiny_model_dir}
-        server = start_server(home, models=models, port=port, config=merged, env=faults.env)
-        servers.append(server)
-        return server
-
-    def _start(config: dict[str, Any] | None = None) -> Place:
+    def _start(
+        config: dict[str, dict[str, Any]] | None = None,
+        prepare: Callable[[Path], None] | None = None,
+    ) -> Place:
         home = tmp_path_factory.mktemp("server")
         faults = Faults(home / "faults")
-        server = run(home, faults, None, config or {})
-        return Place(server, faults, lambda: run(home, faults, server.port, config or {}))
+        merged = dict(CONFIG)
+        for section, traits in (config or {}).items():
+            merged[section] = {**merged.get(section, {}), **traits}
+        models = {"tiny": tiny_model_dir}
+        if prepare is not None:
+            (home / "data/tinker").mkdir(parents=True)
+            prepare(home / "data/tinker")
+
+        def run(port: int | None = None) -> Server:
+            server = start_server(home, models=models, port=port, config=merged, env=faults.env)
+            servers.append(server)
+            return server
+
+        first = run()
+        return Place(first, faults, lambda: run(first.port))
 
     yield _start
     for server in servers:

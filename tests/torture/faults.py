@@ -18,7 +18,7 @@ ENGINE_POINTS = (
     "checkpoints-writing",
     "checkpoints-renamed",
 )
-# In the server:
+# Besides, "answered-" with the name of an operation. In the server:
 SERVER_POINTS = (
     "commit",  # all statements of a transaction were sent, and the transaction not committed
     "committed",  # it was committed, and nobody has been told
@@ -37,9 +37,10 @@ class Faults:
         """What the server has to be started with; its engines inherit it."""
         return {"TORTURE_FAULTS": str(self._folder), "PYTHONPATH": str(_FAULTY)}
 
-    def arm(self, point: str, nth: int = 1) -> None:
-        """Have the process that next reaches `point` for the `nth` time kill itself there, once."""
-        self.switch_on(point, str(nth))
+    def arm(self, point: str, nth: int = 1, times: int = 1) -> None:
+        """Have the process that next reaches `point` for the `nth` time kill itself there; so often
+        that `times` processes do."""
+        self.switch_on(point, f"{nth} {times}")
 
     def disarm(self, point: str) -> bool:
         """Whether that came in time; if not, the process is dead."""

@@ -6,19 +6,14 @@ request is hit twice, and something new has been learnt between any two kills.
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tests.servers import Server
-
-from .faults import ENGINE_POINTS, SERVER_POINTS, Faults
+from .faults import ENGINE_POINTS, SERVER_POINTS
+from .place import Place
 from .schedule import Kind, Turn
 
 Victim = str  # "engine" or "server"
@@ -60,9 +55,7 @@ class Kill:
 class Saboteur:
     """Kills in chosen turns; `counts` says what was hit, by the victim and the place."""
 
-    server: Server
-    restart: Callable[[], Server]
-    faults: Faults
+    place: Place
     seconds: list[float]  # that the turns take undisturbed
     plan: dict[int, Kill]
     counts: Counter[str] = field(default_factory=Counter)
@@ -89,7 +82,7 @@ class Saboteur:
             return
         self._hit.clear()
         if kill.point is not None:
-            self.faults.arm(kill.point, kill.nth)
+            self.place.faults.arm(kill.point, kill.nth)
         else:
             delay = kill.share * self.seconds[turn.number]
             self._timer = threading.Timer(delay, self._strike, [kill.victim])
@@ -108,25 +101,24 @@ class Saboteur:
 
     def _await_point(self, point: str) -> None:
         deadline = time.monotonic() + _GRACE_SECONDS
-        while self.faults.armed(point) and time.monotonic() < deadline:
+        while self.place.faults.armed(point) and time.monotonic() < deadline:
             time.sleep(0.01)
-        if not self.faults.disarm(point):
+        if not self.place.faults.disarm(point):
             self.counts[point] += 1
             self._hit.set()
 
     def _strike(self, victim: Victim) -> None:
-        pid = self.server.process.pid if victim == "server" else self.server.engine_pid()
-        if pid is None:
+        if victim == "server":
+            self.place.server.process.kill()
+        elif not self.place.kill_engine():
             return  # between two engines; it is tried again behind the turn
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            self.counts[victim] += 1
-            self._hit.set()
+        self.counts[victim] += 1
+        self._hit.set()
 
     def _keep(self) -> None:
         while not self._closing.is_set():
-            if self.server.process.poll() is not None:
-                self.server = self.restart()
+            if self.place.server.process.poll() is not None:
+                self.place.start_again()
             time.sleep(0.02)
 
 

@@ -5,6 +5,7 @@ Knows nothing of the SDK, of servers or of faults.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -51,6 +52,7 @@ class Turn:
     kind: Kind
 
 
-def turns(count: int) -> list[Turn]:
-    """The first `count` turns; some sixteen contain every kind."""
-    return [Turn(number, _ROUND[number % len(_ROUND)]) for number in range(count)]
+def turns(count: int, kinds: Sequence[Kind] = _ROUND) -> list[Turn]:
+    """`count` turns of these kinds, in a circle; some sixteen of the usual ones contain every
+    kind."""
+    return [Turn(number, kinds[number % len(kinds)]) for number in range(count)]

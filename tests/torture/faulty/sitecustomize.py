@@ -24,7 +24,8 @@ _reached: dict[tuple[str, float], int] = {}
 
 
 def reach(point: str) -> None:
-    """Die here if that is armed, once the point has been reached as often as the file says."""
+    """Die here if that is armed: once the point has been reached as often as the file says, and so
+    many times in all."""
     file = os.path.join(_FOLDER, point)
     try:
         armed = os.stat(file).st_mtime_ns
@@ -33,8 +34,11 @@ def reach(point: str) -> None:
     key = point, armed
     _reached[key] = _reached.get(key, 0) + 1
     try:
-        if _reached[key] >= int(Path(file).read_text()):
+        nth, times = map(int, Path(file).read_text().split())
+        if _reached[key] >= nth:
             os.unlink(file)  # only one process can, and only once
+            if times > 1:
+                Path(file).write_text(f"{nth} {times - 1}")
             os.kill(os.getpid(), signal.SIGKILL)
     except FileNotFoundError:
         pass
@@ -71,7 +75,7 @@ def at(point: str) -> Callable[..., None]:
 
 
 def _engine(module: Any) -> None:
-    around(module.Engine, "handle", before=_before_operation, after=at("answered"))
+    around(module.Engine, "handle", before=_before_operation, after=_after_operation)
 
 
 def _before_operation(engine: Any, op: Any) -> None:
@@ -79,6 +83,11 @@ def _before_operation(engine: Any, op: Any) -> None:
     poison = mode("poison")
     if poison and op.name == "forward_backward" and bytes.fromhex(poison) in bytes(op.body):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _after_operation(engine: Any, op: Any) -> None:
+    reach("answered")
+    reach(f"answered-{op.name}")
 
 
 def _evaluation(module: Any) -> None:
