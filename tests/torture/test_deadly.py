@@ -41,7 +41,7 @@ def _arm(place: Place) -> None:
 def _take_poison(client: Client, meanwhile: Callable[[], None] = lambda: None) -> None:
     """Send what kills the engine, and the step behind it; both fail, with sentences."""
     training = client.training
-    with pytest.raises(tinker.RequestFailedError, match="died 2 times.* goes on from before it"):
+    with pytest.raises(tinker.RequestFailedError, match=r"died 2 times.* goes on from before it"):
         training.forward_backward([_poisoned()], "cross_entropy").result()
     meanwhile()
     with pytest.raises(tinker.RequestFailedError, match="was not done because forward_backward"):

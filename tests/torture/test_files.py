@@ -127,7 +127,9 @@ def test_an_engine_without_room_trains_on(start: StartPlace, reference: Referenc
 
     def fill(client: Client) -> None:
         place.faults.switch_on("disk-full-engine", "4096")
-        with pytest.raises(tinker.RequestFailedError, match="could not be written.*File too large"):
+        with pytest.raises(
+            tinker.RequestFailedError, match=r"could not be written.*File too large"
+        ):
             client.training.save_state("no-room").result()
 
     def free(_: Client) -> None:
