@@ -41,12 +41,11 @@ class Place:
 
     def kill_engine(self) -> bool:
         """Whether there was one."""
-        pid = self.server.engine_pid()
-        if pid is None:
-            return False
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            return True
+        with suppress(OSError):  # server or engine is just dying
+            pid = self.server.engine_pid()
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                return True
         return False
 
     def in_time(self, work: Callable[[], T]) -> T:

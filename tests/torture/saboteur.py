@@ -61,6 +61,7 @@ class Saboteur:
     counts: Counter[str] = field(default_factory=Counter)
     _hit: threading.Event = field(default_factory=threading.Event)
     _closing: threading.Event = field(default_factory=threading.Event)
+    _missed: list[Kill] = field(default_factory=list)
     _timer: threading.Timer | None = None
     _keeper: threading.Thread | None = None
 
@@ -81,6 +82,7 @@ class Saboteur:
         if kill is None:
             return
         self._hit.clear()
+        self._catch_up(turn, kill)
         if kill.point is not None:
             self.place.faults.arm(kill.point, kill.nth)
         else:
@@ -94,10 +96,20 @@ class Saboteur:
             return
         if kill.point is not None:
             self._await_point(kill.point)
+            if not self._hit.is_set():
+                self._missed.append(kill)
         elif self._timer is not None:
             self._timer.join()
         if not self._hit.is_set():  # the turn was too short, or did not come past
             self._strike(kill.victim)
+
+    def _catch_up(self, turn: Turn, kill: Kill) -> None:
+        """Instead of at a random moment, where an earlier turn did not come past."""
+        for missed in self._missed:
+            if kill.point is None and kill.victim == missed.victim and _passes(turn, missed.point):
+                kill.point, kill.nth = missed.point, 1
+                self._missed.remove(missed)
+                return
 
     def _await_point(self, point: str) -> None:
         deadline = time.monotonic() + _GRACE_SECONDS
@@ -135,19 +147,23 @@ def plan(
     for number in chosen:
         server = number in of_server
         points = missing_of_server if server else missing
-        point = _place(turns[number].kind, points, SERVER_POINTS if server else ENGINE_POINTS, draw)
+        point = _place(turns[number], points, SERVER_POINTS if server else ENGINE_POINTS, draw)
         nth = draw.randint(1, _TIMES.get(point or "", 1))
         made[number] = Kill("server" if server else "engine", point, nth, draw.random())
     return made
 
 
 def _place(
-    kind: Kind, missing: list[str], all_points: tuple[str, ...], draw: random.Random
+    turn: Turn, missing: list[str], all_points: tuple[str, ...], draw: random.Random
 ) -> str | None:
-    """A place that this kind of turn comes past: one not hit yet, or any, or a random moment."""
+    """A place that this turn comes past: one not hit yet, or any, or None: a random moment."""
     for point in missing:
-        if kind in _WHERE.get(point, _TRAINING):
+        if _passes(turn, point):
             missing.remove(point)
             return point
-    possible = [point for point in all_points if kind in _WHERE.get(point, _TRAINING)]
+    possible = [point for point in all_points if _passes(turn, point)]
     return draw.choice(possible) if possible and draw.random() < 0.4 else None
+
+
+def _passes(turn: Turn, point: str | None) -> bool:
+    return turn.kind in _WHERE.get(point or "", _TRAINING)
