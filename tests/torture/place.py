@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import psutil
 
 from tests.servers import Server
 
@@ -47,6 +50,15 @@ class Place:
                 os.kill(pid, signal.SIGKILL)
                 return True
         return False
+
+    def kill_idle_engine(self) -> bool:
+        """`kill_engine`, and wait until the server has seen it: else the next request may be sent
+        to a dead engine, and be taken for what it died of."""
+        pid = self.server.engine_pid()
+        killed = self.kill_engine()
+        while killed and psutil.pid_exists(pid):
+            time.sleep(0.01)
+        return killed
 
     def in_time(self, work: Callable[[], T]) -> T:
         """What `work` returns, done on a thread: one that waits for ever fails its test alone."""

@@ -101,7 +101,7 @@ class Saboteur:
         elif self._timer is not None:
             self._timer.join()
         if not self._hit.is_set():  # the turn was too short, or did not come past
-            self._strike(kill.victim)
+            self._strike(kill.victim, idle=True)
 
     def _catch_up(self, turn: Turn, kill: Kill) -> None:
         """Instead of at a random moment, where an earlier turn did not come past."""
@@ -119,10 +119,10 @@ class Saboteur:
             self.counts[point] += 1
             self._hit.set()
 
-    def _strike(self, victim: Victim) -> None:
+    def _strike(self, victim: Victim, *, idle: bool = False) -> None:
         if victim == "server":
             self.place.server.process.kill()
-        elif not self.place.kill_engine():
+        elif not (self.place.kill_idle_engine() if idle else self.place.kill_engine()):
             return  # between two engines; it is tried again behind the turn
         self.counts[victim] += 1
         self._hit.set()
