@@ -75,7 +75,7 @@ def at(point: str) -> Callable[..., None]:
 
 
 def _engine(module: Any) -> None:
-    around(module.Engine, "handle", before=_before_operation, after=_after_operation)
+    around(module.Engine, "perform", before=_before_operation, after=_after_operation)
 
 
 def _before_operation(engine: Any, op: Any) -> None:
