@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 _FAULTY = Path(__file__).parent / "faulty"
@@ -49,6 +50,13 @@ class Faults:
         except FileNotFoundError:
             return False
         return True
+
+    def victim(self, point: str) -> int:
+        """The process that `point` killed last."""
+        file = self._folder / f"{point}.fired"
+        while not file.exists():  # it is written on the way
+            time.sleep(0.01)
+        return int(file.read_text())
 
     def armed(self, point: str) -> bool:
         return (self._folder / point).exists()

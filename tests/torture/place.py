@@ -42,23 +42,29 @@ class Place:
         self.server.process.kill()
         self.server.process.wait()
 
-    def kill_engine(self) -> bool:
-        """Whether there was one."""
+    def kill_engine(self) -> int | None:
+        """Its process, if there was one."""
         with suppress(OSError):  # server or engine is just dying
             pid = self.server.engine_pid()
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
-                return True
-        return False
+                return pid
+        return None
 
-    def kill_idle_engine(self) -> bool:
-        """`kill_engine`, and wait until the server has seen it: else the next request may be sent
-        to a dead engine, and be taken for what it died of."""
-        pid = self.server.engine_pid()
-        killed = self.kill_engine()
-        while killed and psutil.pid_exists(pid):
+    def kill_idle_engine(self) -> None:
+        """Kill the engine that there is, and wait until the server knows."""
+        pid = self.kill_engine()
+        assert pid is not None
+        self.await_end(pid)
+
+    @staticmethod
+    def await_end(pid: int) -> None:
+        """Wait until a process is gone and its parent has seen it.
+
+        Before that a request may be sent to a dead engine, and be taken for what it died of.
+        """
+        while psutil.pid_exists(pid):
             time.sleep(0.01)
-        return killed
 
     def in_time(self, work: Callable[[], T]) -> T:
         """What `work` returns, done on a thread: one that waits for ever fails its test alone."""

@@ -59,7 +59,7 @@ class Saboteur:
     seconds: list[float]  # that the turns take undisturbed
     plan: dict[int, Kill]
     counts: Counter[str] = field(default_factory=Counter)
-    _hit: threading.Event = field(default_factory=threading.Event)
+    _killed: int | None = None  # the process that was, in this turn
     _closing: threading.Event = field(default_factory=threading.Event)
     _missed: list[Kill] = field(default_factory=list)
     _timer: threading.Timer | None = None
@@ -81,7 +81,7 @@ class Saboteur:
         kill = self.plan.get(turn.number)
         if kill is None:
             return
-        self._hit.clear()
+        self._killed = None
         self._catch_up(turn, kill)
         if kill.point is not None:
             self.place.faults.arm(kill.point, kill.nth)
@@ -96,12 +96,14 @@ class Saboteur:
             return
         if kill.point is not None:
             self._await_point(kill.point)
-            if not self._hit.is_set():
+            if self._killed is None:
                 self._missed.append(kill)
         elif self._timer is not None:
             self._timer.join()
-        if not self._hit.is_set():  # the turn was too short, or did not come past
-            self._strike(kill.victim, idle=True)
+        if self._killed is None:  # the turn was too short, or did not come past
+            self._strike(kill.victim)
+        if self._killed is not None:
+            self.place.await_end(self._killed)
 
     def _catch_up(self, turn: Turn, kill: Kill) -> None:
         """Instead of at a random moment, where an earlier turn did not come past."""
@@ -116,16 +118,17 @@ class Saboteur:
         while self.place.faults.armed(point) and time.monotonic() < deadline:
             time.sleep(0.01)
         if not self.place.faults.disarm(point):
+            self._killed = self.place.faults.victim(point)
             self.counts[point] += 1
-            self._hit.set()
 
-    def _strike(self, victim: Victim, *, idle: bool = False) -> None:
+    def _strike(self, victim: Victim) -> None:
         if victim == "server":
+            self._killed = self.place.server.process.pid
             self.place.server.process.kill()
-        elif not (self.place.kill_idle_engine() if idle else self.place.kill_engine()):
-            return  # between two engines; it is tried again behind the turn
-        self.counts[victim] += 1
-        self._hit.set()
+        else:
+            self._killed = self.place.kill_engine()
+        if self._killed is not None:  # else between two engines; it is tried again behind the turn
+            self.counts[victim] += 1
 
     def _keep(self) -> None:
         while not self._closing.is_set():

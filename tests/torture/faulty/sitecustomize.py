@@ -39,6 +39,7 @@ def reach(point: str) -> None:
             os.unlink(file)  # only one process can, and only once
             if times > 1:
                 Path(file).write_text(f"{nth} {times - 1}")
+            Path(f"{file}.fired").write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
     except FileNotFoundError:
         pass
