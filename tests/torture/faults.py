@@ -41,6 +41,7 @@ class Faults:
     def arm(self, point: str, nth: int = 1, times: int = 1) -> None:
         """Have the process that next reaches `point` for the `nth` time kill itself there; so often
         that `times` processes do."""
+        (self._folder / f"{point}.fired").unlink(missing_ok=True)
         self.switch_on(point, f"{nth} {times}")
 
     def disarm(self, point: str) -> bool:
@@ -54,7 +55,7 @@ class Faults:
     def victim(self, point: str) -> int:
         """The process that `point` killed last."""
         file = self._folder / f"{point}.fired"
-        while not file.exists():  # it is written on the way
+        while not file.exists() or not file.read_text():  # it is written on the way
             time.sleep(0.01)
         return int(file.read_text())
 
