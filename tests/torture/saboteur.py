@@ -7,16 +7,19 @@ request is hit twice, and something new has been learnt between any two kills.
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .faults import ENGINE_POINTS, SERVER_POINTS
 from .place import Place
 from .schedule import Kind, Turn
 
-Victim = str  # "engine" or "server"
+# A server can be killed, or asked to end, as by who restarts Jupyter in the midst of things.
+Victim = Literal["engine", "server", "server, politely"]
 
 # Which turns come past which places; the others come past all training.
 _SAVING: tuple[Kind, ...] = ("saved", "saved_for_sampling", "moved")
@@ -108,7 +111,7 @@ class Saboteur:
     def _catch_up(self, turn: Turn, kill: Kill) -> None:
         """Instead of at a random moment, where an earlier turn did not come past."""
         for missed in self._missed:
-            if kill.point is None and kill.victim == missed.victim and _passes(turn, missed.point):
+            if kill.point is None and _same(kill, missed) and _passes(turn, missed.point):
                 kill.point, kill.nth = missed.point, 1
                 self._missed.remove(missed)
                 return
@@ -122,11 +125,12 @@ class Saboteur:
             self.counts[point] += 1
 
     def _strike(self, victim: Victim) -> None:
-        if victim == "server":
-            self._killed = self.place.server.process.pid
-            self.place.server.process.kill()
-        else:
+        if victim == "engine":
             self._killed = self.place.kill_engine()
+        else:
+            how = signal.SIGKILL if victim == "server" else signal.SIGTERM
+            self._killed = self.place.server.process.pid
+            self.place.server.process.send_signal(how)
         if self._killed is not None:  # else between two engines; it is tried again behind the turn
             self.counts[victim] += 1
 
@@ -152,7 +156,10 @@ def plan(
         points = missing_of_server if server else missing
         point = _place(turns[number], points, SERVER_POINTS if server else ENGINE_POINTS, draw)
         nth = draw.randint(1, _TIMES.get(point or "", 1))
-        made[number] = Kill("server" if server else "engine", point, nth, draw.random())
+        victim: Victim = "engine"
+        if server:
+            victim = "server" if point is not None or draw.random() < 0.5 else "server, politely"
+        made[number] = Kill(victim, point, nth, draw.random())
     return made
 
 
@@ -166,6 +173,10 @@ def _place(
             return point
     possible = [point for point in all_points if _passes(turn, point)]
     return draw.choice(possible) if possible and draw.random() < 0.4 else None
+
+
+def _same(one: Kill, other: Kill) -> bool:
+    return (one.victim == "engine") == (other.victim == "engine")
 
 
 def _passes(turn: Turn, point: str | None) -> bool:

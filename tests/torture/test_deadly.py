@@ -14,6 +14,7 @@ from .client import Client, Recording
 from .compare import differences, part
 from .conftest import Reference, StartPlace
 from .place import Place
+from .saboteur import Saboteur
 from .schedule import Turn
 
 pytestmark = [
@@ -92,7 +93,7 @@ def test_an_engine_that_dies_while_it_revives_is_no_fault_of_the_request(
     start: StartPlace, reference: Reference, moment: str
 ) -> None:
     # Snapshots after loading only, so that there is something to replay.
-    place = start({"TinkerExtension": {"snapshot_overhead": 1e-6}})
+    place = start({"TinkerExtension": {"snapshot_overhead": 0.001}})
 
     def kill(turn: Turn) -> None:
         if turn.number == 14:
@@ -103,3 +104,16 @@ def test_an_engine_that_dies_while_it_revives_is_no_fault_of_the_request(
     seen = place.in_time(lambda: client.go(reference.turns[:16]))
     assert not place.faults.armed(f"answered-{moment}")
     assert differences(seen, part(reference.recording, 16)) == []
+
+
+@pytest.mark.parametrize("point", ["answered-start", "answered-create_run", "commit", "committed"])
+def test_a_run_is_created_though_engine_or_server_die(
+    start: StartPlace, reference: Reference, point: str
+) -> None:
+    place = start()
+    place.faults.arm(point, nth=1 if "answered" in point else 3)
+    schedule = reference.turns[:3]
+    with Saboteur(place, reference.recording.seconds, {}):  # which starts the server again
+        seen = place.in_time(lambda: Client(place.server).go(schedule))
+    assert not place.faults.armed(point)
+    assert differences(seen, part(reference.recording, 3)) == []

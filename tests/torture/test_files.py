@@ -29,17 +29,14 @@ pytestmark = [
 ]
 
 _TURNS = 16
-_AT = 10  # the turn before which something is done: an `accumulated`, behind all kinds of others
 
 
-def _go(
-    place: Place, reference: Reference, at: Callable[[Client], None], number: int = _AT
-) -> Client:
-    """The schedule's first turns, with `at` called before one of them; they give what they gave."""
+def _go(place: Place, reference: Reference, at: dict[int, Callable[[Client], None]]) -> Client:
+    """The schedule's first turns, with something done before some; they give what they gave."""
 
     def before(turn: Turn) -> None:
-        if turn.number == number:
-            at(client)
+        if turn.number in at:
+            at[turn.number](client)
 
     client = Client(place.server, before=before)
     seen = place.in_time(lambda: client.go(reference.turns[:_TURNS]))
@@ -72,22 +69,21 @@ def _cut(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("harm", [_flip, _cut, Path.unlink])
-def test_a_damaged_snapshot_is_not_used(
-    start: StartPlace, reference: Reference, harm: Callable[[Path], None]
-) -> None:
+def test_damaged_snapshots_are_not_used(start: StartPlace, reference: Reference) -> None:
     place = start()
     harmed: list[Path] = []
 
-    def damage(_: Client) -> None:
+    def damage(harm: Callable[[Path], None]) -> None:
         harmed.append(_snapshots(place)[-1])
-        harm(harmed[0])
+        harm(harmed[-1])
         place.kill_idle_engine()
 
-    _go(place, reference, damage)
-    assert "damaged" in place.server.log
-    name = harmed[0].name
-    assert not History(place.server).rows("SELECT 1 FROM snapshots WHERE file LIKE ?", f"%{name}")
+    harms = {6: _flip, 10: _cut, 14: Path.unlink}
+    _go(place, reference, {turn: lambda _, h=harm: damage(h) for turn, harm in harms.items()})
+    assert place.server.log.count("damaged") >= len(harms)
+    for file in harmed:
+        query = "SELECT 1 FROM snapshots WHERE file LIKE ?"
+        assert not History(place.server).rows(query, f"%{file.name}")
 
 
 def test_without_any_snapshot_a_run_is_made_from_its_beginning(
@@ -99,7 +95,7 @@ def test_without_any_snapshot_a_run_is_made_from_its_beginning(
         shutil.rmtree(_snapshots(place)[-1].parent)
         place.kill_idle_engine()
 
-    _go(place, reference, remove)
+    _go(place, reference, {10: remove})
 
 
 def test_a_place_for_snapshots_that_cannot_be_written(
@@ -107,7 +103,7 @@ def test_a_place_for_snapshots_that_cannot_be_written(
 ) -> None:
     """A file where the folder should be: unlike permissions it stops even root."""
     place = start(prepare=lambda state: (state / "snapshots").write_text("not a folder"))
-    _go(place, reference, lambda _: _kill_both(place))
+    _go(place, reference, {10: lambda _: _kill_both(place)})
     assert "could not be snapshot" in place.server.log
 
 
@@ -138,13 +134,7 @@ def test_an_engine_without_room_trains_on(start: StartPlace, reference: Referenc
         place.faults.switch_off("disk-full-engine")
         counted.append(len(_snapshots(place)))
 
-    def before(turn: Turn) -> None:
-        if turn.number in (6, 9):
-            (fill if turn.number == 6 else free)(client)
-
-    client = Client(place.server, before=before)
-    seen = place.in_time(lambda: client.go(reference.turns[:_TURNS]))
-    assert differences(seen, part(reference.recording, _TURNS)) == []
+    _go(place, reference, {6: fill, 9: free})
     newest = History(place.server).rows("SELECT max(position) FROM snapshots")[0][0]
     last = History(place.server).rows("SELECT max(position) FROM operations")[0][0]
     assert newest > last - 6
@@ -158,7 +148,7 @@ def test_a_journal_without_room_makes_clients_wait(start: StartPlace, reference:
         timer = threading.Timer(3.0, place.faults.switch_off, ["disk-full-server"])
         timer.start()
 
-    client = _go(place, reference, fill)
+    client = _go(place, reference, {10: fill})
     assert History(place.server).problems(client.recording.runs) == []
 
 
@@ -194,20 +184,20 @@ def _litter(wal: bytes) -> bytes:
     return wal + random.Random(0).randbytes(10_000)
 
 
-@pytest.mark.parametrize("harm", [_tear, _garble, _litter])
-def test_a_torn_journal_costs_its_last_transaction(
-    start: StartPlace, reference: Reference, harm: Callable[[bytes], bytes]
-) -> None:
+def test_a_torn_journal_costs_its_last_transaction(start: StartPlace, reference: Reference) -> None:
     """What that said was done is done once more."""
     place = start()
 
-    def damage(_: Client) -> None:
+    def damage(harm: Callable[[bytes], bytes]) -> None:
         place.kill_server()
         wal = place.state / "tinker.db-wal"
         wal.write_bytes(harm(wal.read_bytes()))
         place.start_again()
 
-    client = _go(place, reference, damage)
+    harms = {6: _tear, 10: _garble, 14: _litter}
+    client = _go(
+        place, reference, {turn: lambda _, h=harm: damage(h) for turn, harm in harms.items()}
+    )
     assert History(place.server).problems(client.recording.runs) == []
 
 
@@ -217,15 +207,10 @@ def test_a_torn_journal_costs_its_last_transaction(
 def test_a_clock_that_jumps_back_a_day(start: StartPlace, reference: Reference) -> None:
     place = start()
 
-    def jump(turn: Turn) -> None:
-        if turn.number == 4:
-            place.faults.switch_on("clock", "-86400")
-        elif turn.number == _AT:
-            _kill_both(place)
+    def jump(_: Client) -> None:
+        place.faults.switch_on("clock", "-86400")
 
-    client = Client(place.server, before=jump)
-    seen = place.in_time(lambda: client.go(reference.turns[:_TURNS]))
-    assert differences(seen, part(reference.recording, _TURNS)) == []
+    seen = _go(place, reference, {4: jump, 10: lambda _: _kill_both(place)}).recording
     history = History(place.server)
     assert history.problems(seen.runs) == []
     steps = [
@@ -251,6 +236,6 @@ def test_a_second_server_on_the_same_state_stands_back(
         finally:
             second.stop()
 
-    _go(place, reference, intrude)
+    _go(place, reference, {4: intrude})
     assert [status for status, _ in told] == [503, 503]
     assert all(str(place.server.process.pid) in detail for _, detail in told)
