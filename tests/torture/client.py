@@ -44,6 +44,7 @@ class Client:
 
     def __init__(self, server: Server, *, before: Hook | None = None, after: Hook | None = None):
         self.recording = Recording()
+        self.finished = False
         self._before, self._after = before, after
         self._service = tinker.ServiceClient(base_url=server.url, api_key=server.key)
         self.training: tinker.TrainingClient
@@ -55,6 +56,12 @@ class Client:
 
     def go(self, turns: list[Turn]) -> Recording:
         """All turns, and a checkpoint at the end."""
+        try:
+            return self._go(turns)
+        finally:
+            self.finished = True
+
+    def _go(self, turns: list[Turn]) -> Recording:
         for turn in turns:
             if self._before is not None:
                 self._before(turn)

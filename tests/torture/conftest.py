@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,30 +32,26 @@ TURNS = turns(64)
 StartPlace = Callable[..., Place]
 
 
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[StartPlace]:
-    """Starts servers that can be broken, in homes of their own; ends them all.
-
-    `prepare` is called with the state directory before the first start.
-    """
+@contextmanager
+def _starter(folders: pytest.TempPathFactory, model: Path) -> Iterator[StartPlace]:
     servers: list[Server] = []
 
     def _start(
         config: dict[str, dict[str, Any]] | None = None,
         prepare: Callable[[Path], None] | None = None,
     ) -> Place:
-        home = tmp_path_factory.mktemp("server")
+        home = folders.mktemp("server")
         faults = Faults(home / "faults")
         merged = dict(CONFIG)
         for section, traits in (config or {}).items():
             merged[section] = {**merged.get(section, {}), **traits}
-        models = {"tiny": tiny_model_dir}
         if prepare is not None:
             (home / "data/tinker").mkdir(parents=True)
             prepare(home / "data/tinker")
 
         def run(port: int | None = None) -> Server:
-            server = start_server(home, models=models, port=port, config=merged, env=faults.env)
+            env, models = faults.env, {"tiny": model}
+            server = start_server(home, models=models, port=port, config=merged, env=env)
             servers.append(server)
             return server
 
@@ -66,9 +63,19 @@ def start(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Ite
         server.stop()
 
 
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[StartPlace]:
+    """Starts servers that can be broken, in homes of their own; ends them behind the test.
+
+    `prepare` is called with the state directory before the first start.
+    """
+    with _starter(tmp_path_factory, tiny_model_dir) as start:
+        yield start
+
+
 @dataclass
 class Reference:
-    """A recording, and the server that it was made on."""
+    """A recording, and the server that it was made on, of which only the files are left."""
 
     server: Server
     turns: list[Turn]
@@ -76,6 +83,7 @@ class Reference:
 
 
 @pytest.fixture(scope="session")
-def reference(start: StartPlace) -> Reference:
-    server = start().server
-    return Reference(server, TURNS, Client(server).go(TURNS))
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Reference:
+    with _starter(tmp_path_factory, tiny_model_dir) as start:
+        server = start().server
+        return Reference(server, TURNS, Client(server).go(TURNS))

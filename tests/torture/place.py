@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,22 +67,28 @@ class Place:
         while psutil.pid_exists(pid):
             time.sleep(0.01)
 
-    def in_time(self, work: Callable[[], T]) -> T:
-        """What `work` returns, done on a thread: one that waits for ever fails its test alone."""
-        results: list[T] = []
-        errors: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                results.append(work())
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        thread.join(_PATIENCE)
+    def in_time(self, *works: Callable[[], T]) -> list[T]:
+        """What these return, done side by side, each on a thread: one that waits for ever fails
+        its test alone."""
+        futures = [_begin(work) for work in works]
+        done, waiting = wait(futures, _PATIENCE, return_when=FIRST_EXCEPTION)
         log = "\n".join(self.server.log.splitlines()[-60:])
-        assert not thread.is_alive(), f"the client waits for ever; the server's log ends:\n{log}"
-        if errors:
-            raise AssertionError(f"the client failed; the server's log ends:\n{log}") from errors[0]
-        return results[0]
+        failed = next((error for future in done if (error := future.exception())), None)
+        if failed is not None:
+            raise AssertionError(f"a client failed; the server's log ends:\n{log}") from failed
+        assert not waiting, f"a client waits for ever; the server's log ends:\n{log}"
+        return [future.result() for future in futures]
+
+
+def _begin(work: Callable[[], T]) -> Future[T]:
+    """On a thread that does not keep the tests from ending."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

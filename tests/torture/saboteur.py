@@ -1,7 +1,8 @@
 """Kills the engine or the server at moments drawn from a seed, and keeps the server alive.
 
-At most one kill falls into a turn, and a turn is over when all its results are there: so no
-request is hit twice, and something new has been learnt between any two kills.
+At most one kill falls into a turn, a turn is over when all its results are there, and clients
+beside this one are waited for: so no request is hit twice, and something new has been learnt
+between any two kills.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .client import Client
 from .faults import ENGINE_POINTS, SERVER_POINTS
 from .place import Place
 from .schedule import Kind, Turn
@@ -41,6 +44,7 @@ _WHERE: dict[str, tuple[Kind, ...]] = {
 }
 # How often a turn comes past a place for certain; it may die at any of these times.
 _TIMES = {"forward": 2, "answered": 2, "decode": 2, "commit": 4, "committed": 4}
+_IN_FLIGHT = 6  # results, at most, of what a client has sent and not been answered
 _GRACE_SECONDS = 0.5  # for what a turn leaves to be written behind it
 
 
@@ -61,9 +65,11 @@ class Saboteur:
     place: Place
     seconds: list[float]  # that the turns take undisturbed
     plan: dict[int, Kill]
+    beside: Sequence[Client] = ()  # whose requests are hit too
     counts: Counter[str] = field(default_factory=Counter)
     _killed: int | None = None  # the process that was, in this turn
     _closing: threading.Event = field(default_factory=threading.Event)
+    _known: list[int] = field(default_factory=list)  # results of each, at the last kill
     _missed: list[Kill] = field(default_factory=list)
     _timer: threading.Timer | None = None
     _keeper: threading.Thread | None = None
@@ -85,6 +91,9 @@ class Saboteur:
         if kill is None:
             return
         self._killed = None
+        for client, known in zip(self.beside, self._known, strict=False):
+            while not client.finished and len(client.recording.results) < known + _IN_FLIGHT:
+                time.sleep(0.01)
         self._catch_up(turn, kill)
         if kill.point is not None:
             self.place.faults.arm(kill.point, kill.nth)
@@ -107,6 +116,7 @@ class Saboteur:
             self._strike(kill.victim)
         if self._killed is not None:
             self.place.await_end(self._killed)
+        self._known = [len(client.recording.results) for client in self.beside]
 
     def _catch_up(self, turn: Turn, kill: Kill) -> None:
         """Instead of at a random moment, where an earlier turn did not come past."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import tinker
 from tinker import types
 
-from .client import Client, Recording
+from .client import Client
 from .compare import differences, part
 from .conftest import Reference, StartPlace
 from .place import Place
@@ -60,11 +59,7 @@ def test_a_deadly_request_fails_alone(start: StartPlace, reference: Reference) -
             _take_poison(deadly)
 
     deadly, beside = Client(place.server, before=poison), Client(place.server)
-    seen: list[Recording] = []
-    other = threading.Thread(target=lambda: seen.append(beside.go(schedule)), daemon=True)
-    other.start()
-    seen.append(place.in_time(lambda: deadly.go(schedule)))
-    other.join(300)
+    seen = place.in_time(lambda: deadly.go(schedule), lambda: beside.go(schedule))
     wanted = part(reference.recording, _TURNS)
     assert [differences(recording, wanted) for recording in seen] == [[], []]
 
@@ -84,7 +79,7 @@ def test_what_failed_stays_failed_when_the_server_dies(
             _take_poison(client, meanwhile=restart)
 
     client = Client(place.server, before=poison)
-    seen = place.in_time(lambda: client.go(reference.turns[:8]))
+    (seen,) = place.in_time(lambda: client.go(reference.turns[:8]))
     assert differences(seen, part(reference.recording, 8)) == []
 
 
@@ -101,7 +96,7 @@ def test_an_engine_that_dies_while_it_revives_is_no_fault_of_the_request(
             place.kill_idle_engine()
 
     client = Client(place.server, before=kill)
-    seen = place.in_time(lambda: client.go(reference.turns[:16]))
+    (seen,) = place.in_time(lambda: client.go(reference.turns[:16]))
     assert not place.faults.armed(f"answered-{moment}")
     assert differences(seen, part(reference.recording, 16)) == []
 
@@ -114,6 +109,6 @@ def test_a_run_is_created_though_engine_or_server_die(
     place.faults.arm(point, nth=1 if "answered" in point else 3)
     schedule = reference.turns[:3]
     with Saboteur(place, reference.recording.seconds, {}):  # which starts the server again
-        seen = place.in_time(lambda: Client(place.server).go(schedule))
+        (seen,) = place.in_time(lambda: Client(place.server).go(schedule))
     assert not place.faults.armed(point)
     assert differences(seen, part(reference.recording, 3)) == []

@@ -39,7 +39,7 @@ def _go(place: Place, reference: Reference, at: dict[int, Callable[[Client], Non
             at[turn.number](client)
 
     client = Client(place.server, before=before)
-    seen = place.in_time(lambda: client.go(reference.turns[:_TURNS]))
+    (seen,) = place.in_time(lambda: client.go(reference.turns[:_TURNS]))
     assert differences(seen, part(reference.recording, _TURNS)) == []
     return client
 
