@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,7 @@ class Client:
     def __init__(self, server: Server, *, before: Hook | None = None, after: Hook | None = None):
         self.recording = Recording()
         self.finished = False
+        self._server = server
         self._before, self._after = before, after
         self._service = tinker.ServiceClient(base_url=server.url, api_key=server.key)
         self.training: tinker.TrainingClient
@@ -156,7 +159,50 @@ class Client:
         self._checkpoint = path
         self._supervised()
 
+    def _forked(self) -> None:
+        step = max(1, self._steps() - int(self._draw.integers(1, 4)))
+        path = f"tinker://{self._run}/weights/step={step}"
+        future = self._service.create_training_client_from_state_with_optimizer(path)
+        fork = future.result()
+        self.recording.runs.append(fork.get_info().model_id)
+        self._looked(fork.forward(self._data(), "cross_entropy"))
+
+    def _controlled(self) -> None:
+        slower = {"learning_rate_scale": 0.25, "ramp_steps": 4, "grad_clip_norm": 0.3}
+        change = slower if self._draw.integers(2) else {"reset": True}
+        self._ask(f"tinker/runs/{self._run}/controls", change)
+        self._supervised()
+
+    def _rewound(self) -> None:
+        """Whoever gets no answer looks whether it was done."""
+        step = max(1, self._steps() - int(self._draw.integers(1, 4)))
+        place = f"tinker/runs/{self._run}"
+        branch = self._ask(place)["branch"]
+        while self._ask(place)["branch"] == branch:
+            with suppress(OSError, HTTPException):
+                status, answer = self._server.fetch(f"{place}/rewind", {"step": step})
+                assert status in (200, 503), answer
+        self._supervised()
+
     # Parts of turns
+
+    @property
+    def _run(self) -> str:
+        return str(self.training.get_info().model_id)
+
+    def _steps(self) -> int:
+        """The number of the optimizer's last step."""
+        return int(self._ask(f"tinker/runs/{self._run}/steps")["steps"][-1]["step"])
+
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The answer of a route of ours, once the server is there to give it."""
+        while True:
+            with suppress(OSError, HTTPException):
+                status, answer = self._server.fetch(path, body)
+                if status != 503:
+                    assert status == 200, answer
+                    return answer
+            time.sleep(0.2)
 
     def _use(self, future: Any) -> None:
         self.training = future.result()

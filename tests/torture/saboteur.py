@@ -25,7 +25,7 @@ from .schedule import Kind, Turn
 Victim = Literal["engine", "server", "server, politely"]
 
 # Which turns come past which places; the others come past all training.
-_SAVING: tuple[Kind, ...] = ("saved", "saved_for_sampling", "moved")
+_SAVING: tuple[Kind, ...] = ("saved", "saved_for_sampling", "moved", "forked")
 _SAMPLING: tuple[Kind, ...] = ("rollouts", "sampled_again", "saved_for_sampling")
 _TRAINING: tuple[Kind, ...] = (
     "supervised",
@@ -36,6 +36,8 @@ _TRAINING: tuple[Kind, ...] = (
     "sampled_again",
     "saved",
     "moved",
+    "controlled",
+    "rewound",
 )
 _WHERE: dict[str, tuple[Kind, ...]] = {
     "decode": _SAMPLING,

@@ -20,6 +20,9 @@ Kind = Literal[
     "saved_for_sampling",  # save_weights_for_sampler, and a sample from the file
     "went_back",  # load_state of an earlier save_state into the living run
     "moved",  # into a new run that starts from a checkpoint
+    "forked",  # a new run is made of one of this run's earlier steps, and looked at
+    "controlled",  # a person changes the learning rate, for a while
+    "rewound",  # a person takes the run back some steps
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -41,6 +44,11 @@ _ROUND: tuple[Kind, ...] = (
     "supervised",
     "rollouts",
     "moved",
+    "controlled",
+    "accumulated",
+    "forked",
+    "supervised",
+    "rewound",
 )
 
 
@@ -53,6 +61,6 @@ class Turn:
 
 
 def turns(count: int, kinds: Sequence[Kind] = _ROUND) -> list[Turn]:
-    """`count` turns of these kinds, in a circle; some sixteen of the usual ones contain every
+    """`count` turns of these kinds, in a circle; some twenty of the usual ones contain every
     kind."""
     return [Turn(number, kinds[number % len(kinds)]) for number in range(count)]
