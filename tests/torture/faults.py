@@ -67,7 +67,8 @@ class Faults:
 
         "poison": bytes, in hexadecimal, that kill the engine with each forward_backward that has
         them; "disk-full-engine" and "disk-full-server": the size in bytes that files cannot grow
-        beyond; "clock": seconds that are added to the time of day.
+        beyond; "slow-" with the name of an operation: seconds that it takes longer; "clock":
+        seconds that are added to the time of day.
         """
         fresh = self._folder / f".{mode}"
         fresh.write_text(value)

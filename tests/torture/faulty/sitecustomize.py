@@ -81,6 +81,7 @@ def _engine(module: Any) -> None:
 
 def _before_operation(engine: Any, op: Any) -> None:
     disk_full()
+    time.sleep(float(mode(f"slow-{op.name}") or 0.0))
     poison = mode("poison")
     if poison and op.name == "forward_backward" and bytes.fromhex(poison) in bytes(op.body):
         os.kill(os.getpid(), signal.SIGKILL)
