@@ -13,7 +13,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test test-fast lint proto bench clean
+.PHONY: help install lab test test-fast torture lint proto bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,6 +29,14 @@ test: install $(COOKBOOK)/.installed $(SDKS:=/.installed) ## all tests, with a r
 
 test-fast: install ## the tests that need no model and no server
 	$(BIN)/python -m pytest -m "not slow and not e2e and not cookbook"
+
+# 1000 kills take about two hours. A seed that failed is printed; name it to repeat the kills.
+TORTURE_KILLS ?= 1000
+TORTURE_SEED ?= $(shell $(PYTHON) -c 'import random; print(random.randrange(10**6))')
+
+torture: install ## train while engine and server are killed again and again (TORTURE_KILLS=1000)
+	TORTURE_KILLS=$(TORTURE_KILLS) TORTURE_SEED=$(TORTURE_SEED) \
+	  $(BIN)/python -m pytest tests/torture -m slow
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .

@@ -110,9 +110,10 @@ def start_server(
     config: Mapping[str, Any] | None = None,
     port: int | None = None,
     probe: str = "tinker/status",
+    env: Mapping[str, str] | None = None,
 ) -> Server:
     """Start a server whose catalogue has `models` (name -> folder) as aliases, and wait until
-    `probe` answers."""
+    `probe` answers. `env` is added to its environment, and its PYTHONPATH goes first."""
     for folder in ("data", "config", "runtime", "root", "hf"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     port = port or _free_port()
@@ -132,13 +133,16 @@ def start_server(
     for section, traits in (config or {}).items():
         settings.setdefault(section, {}).update(traits)
     (home / "config" / "jupyter_server_config.json").write_text(json.dumps(settings))
+    more = dict(env or {})
+    path = [more.pop("PYTHONPATH", ""), str(Path(__file__).parent.parent)]  # for tests.authorizers
     env = {
         **os.environ,
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
         "HF_HOME": str(home / "hf"),
-        "PYTHONPATH": str(Path(__file__).parent.parent),  # for tests.authorizers
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        **more,
     }
     with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(

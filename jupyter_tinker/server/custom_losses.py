@@ -41,15 +41,23 @@ class CustomLosses:
 
     async def _create(self, request: Request) -> dict[str, str]:
         definition = request.payload.decode(errors="replace")
-        await self._supervisor.request(ops.CheckCustomLoss(definition))
+        await self._check(ops.CheckCustomLoss(definition))
         row = CustomLossRow(
             id=f"{request.run_id}:loss:{request.seq_id}",
             session_id=request.run_id,
             definition=request.payload,
             created_at=time.time(),
         )
-        await self._db.call(lambda db: db.add(row))
+        # One that is there already was stored by a server that died before it said so.
+        await self._db.call(lambda db: db.merge(row))
         return {"loss_id": row.id, "type": request.kind}
+
+    async def _check(self, op: ops.CheckCustomLoss) -> None:
+        """Have an engine check it, or another one if that died. Raises `EngineDied`, `OpError`."""
+        try:
+            await self._supervisor.request(op)
+        except EngineDied:
+            await self._supervisor.request(op)
 
     async def definition(self, session_id: str, body: bytes) -> str | None:
         """The definition of the loss that a binary `forward_backward` body asks for.

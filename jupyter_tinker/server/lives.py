@@ -77,10 +77,14 @@ class Lives:
 
     async def farewell(self) -> None:
         """Have snapshots of all runs in the engine, so that the next server is quick to go on."""
-        held = [run for run in self._registry if self._supervisor.holds(run.generation)]
         with suppress(Exception):
             async with asyncio.timeout(_FAREWELL_SECONDS):
-                await asyncio.gather(*map(self._snapshots.keep, held), return_exceptions=True)
+                await asyncio.gather(*map(self._keep, self._registry), return_exceptions=True)
+
+    async def _keep(self, run: Run) -> None:
+        async with run.lock:
+            if self._supervisor.holds(run.generation):
+                await self._snapshots.keep(run)
 
     # Of the engine
 

@@ -150,13 +150,15 @@ class EngineSupervisor(LoggingConfigurable):
         One whose predecessors died without having done anything is started after a while only.
         """
         async with self._starting:
-            if self._client is None:
-                if self._ending:
-                    raise EngineNotStarted("the server is shutting down")
+            if self._client is None and not self._ending:
                 if self._deaths:
                     await asyncio.sleep(min(_LONGEST_BACK_OFF, 2.0 ** (self._deaths - 1) / 2))
                 await self._start()
-            return self.generation
+            if self._client is not None:
+                return self.generation
+        # What is asked now is done by the next server, and nobody is told otherwise.
+        never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        return await never
 
     async def request(
         self, op: ops.Op, *, generation: int | None = None
@@ -180,7 +182,7 @@ class EngineSupervisor(LoggingConfigurable):
         return self._answer(await self._send(op))
 
     async def stop(self) -> None:
-        """End the engine and everything that waits for it, for good."""
+        """End the engine, for good: who asks it for something waits until the process ends."""
         self._ending = True
         async with self._starting:
             await self._teardown("the engine was shut down")
