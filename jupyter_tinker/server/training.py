@@ -97,10 +97,6 @@ class Trainer:
                 self.computing[run.id] = request
                 try:
                     await self._perform(run, request)
-                except asyncio.CancelledError:
-                    # The engine may do it all the same: what it holds is not what is recorded.
-                    run.generation = 0
-                    raise
                 except Exception:
                     self._log.exception("Request %s (%s) failed.", request.id, request.kind)
                 finally:
