@@ -230,7 +230,7 @@ def _rows(db: Session) -> dict[str, list[Any]]:
             (b.number, b.first_position, b.parent_position, b.step) for b in db.scalars(branches)
         ],
         "checkpoints": sorted(
-            (c.kind, c.name, c.step, c.request_id and seq_ids[c.request_id])
+            (c.kind, c.name, c.step, seq_ids.get(c.request_id, c.request_id))
             for c in db.scalars(select(CheckpointRow))
         ),
         "payloads": sorted(seq_ids[p.request_id] for p in db.scalars(select(PayloadRow))),

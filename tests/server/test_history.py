@@ -226,7 +226,7 @@ def test_a_plan_without_its_payloads_says_what_is_kept(records: Records) -> None
     records.do("create_model")
     records.train(2)
     records.database.run(lambda db: db.delete(db.get_one(PayloadRow, "r2")))
-    with pytest.raises(HistoryGone, match="history_bytes.*Nothing of it is left"):
+    with pytest.raises(HistoryGone, match=r"history_bytes.*Nothing of it is left"):
         ask(records.history.plan(RUN, records.place, 5))
     records.keep(snapshot(3, step=1), snapshot(5, step=2))
     assert ask(records.history.plan(RUN, records.place, 4)).snapshot.position == 3
