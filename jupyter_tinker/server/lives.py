@@ -67,6 +67,8 @@ class Lives:
             await self._registry.resume()
             for session_id in await self._journal.owners_of_pending(["create_custom_loss"]):
                 for row, payload in await self._journal.pending(session_id):
+                    if row.server == self._journal.server:
+                        continue
                     request = Request(row.id, row.run_id, row.seq_id, row.kind, payload)
                     self._futures.open(request)
                     self._spawn(self._custom_losses.create(request))

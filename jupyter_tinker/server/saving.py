@@ -190,7 +190,7 @@ class Saving:
         if step_of(path) is None:
             return await self._checkpoints.get(path)
         state = await self._state(path)
-        row = await self._checkpoints.find(state.path)
+        row = await self._made(state)
         if row is not None:
             return row
         run = state.run
@@ -213,16 +213,24 @@ class Saving:
         returns its full path. Raises as `folder_of`."""
         state = await self._state(path)
         async with self._checkpoints.lock(state.path):
-            if await self._checkpoints.find(state.path) is None:
+            if await self._made(state) is None:
                 await self._make(state)
         return state.path
+
+    async def _made(self, state: _State) -> CheckpointRow | None:
+        """The checkpoint of a state, if it is there. One of the same name may be of another: where
+        weights were loaded, steps are counted anew."""
+        row = await self._checkpoints.find(state.path)
+        return row if row is not None and row.request_id == state.mark else None
 
     async def _make(self, state: _State) -> None:
         """Have the engine make a state and write it; the checkpoint's lock is held."""
         for deaths in range(1, _DEATHS + 1):
             try:
                 async with self._revival.beside(state.run, state.position) as (name, generation):
-                    await self._write(state.run, name, state.path, generation)
+                    await self._write(
+                        state.run, name, state.path, generation, request_id=state.mark
+                    )
                 return
             except EngineDied as error:
                 if deaths == _DEATHS:
@@ -251,6 +259,11 @@ class _State:
     position: int
     step: int
     path: CheckpointPath
+
+    @property
+    def mark(self) -> str:
+        """What the row of its checkpoint has in the place of a request."""
+        return f"position {self.position}"
 
 
 def step_of(path: CheckpointPath) -> tuple[int, int | None] | None:

@@ -235,7 +235,7 @@ class CheckpointRow(Base):
     public: Mapped[bool] = mapped_column(default=False)
     user_metadata: Mapped[StrDict | None]
     expires_at: Mapped[float | None]
-    request_id: Mapped[str | None]  # that asked for it
+    request_id: Mapped[str | None]  # that asked for it, or "position N" of a run's step
 
 
 class CustomLossRow(Base):

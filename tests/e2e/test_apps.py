@@ -140,38 +140,89 @@ def test_a_long_runtime_path_still_has_an_engine(start, tmp_path: Path) -> None:
     assert RawRun(server).id
 
 
-def test_an_engine_that_dies_fails_its_runs_with_a_sentence(start) -> None:
+def train(run: RawRun, seq_id: int) -> float:
+    """A batch and a step; the loss. Takes two numbers."""
+    loss = run.forward_backward(seq_id, some_data(seq_id))
+    step = run.optim_step(seq_id + 1)
+    assert "metrics" in run.result(step)
+    return run.loss(loss)
+
+
+def test_a_run_outlives_its_engine(start) -> None:
     server = start()
-    run = RawRun(server)
-    run.optim_step(1)
-    saved = run.result(run.submit("save_weights", 2, path="safe"))["path"]
+    run, twin = RawRun(server), RawRun(server)
+    for seq_id in (1, 3):
+        assert train(run, seq_id) == train(twin, seq_id)
+    run.result(run.forward_backward(5, some_data(5)))  # which is lost with the engine
     engine = server.engine_pid()
     assert engine is not None
     os.kill(engine, signal.SIGKILL)
-    failure = run.error(run.forward_backward(3, some_data(0)))
-    assert failure["category"] == "server"
-    assert "checkpoint" in failure["error"]
-    body = {"session_id": run.session_id, "model_seq_id": 1, "path": saved, "optimizer": True}
-    _, answer = run.post("load_weights", body)
-    assert run.result(answer["request_id"])["model_id"] == f"{run.session_id}:train:1"
+    run.result(run.optim_step(6))
+    train(twin, 5)
+    assert train(run, 7) == train(twin, 7)
     assert server.engine_pid() not in (None, engine)
+    kinds = [step["step"] for step in server.fetch(f"tinker/runs/{run.id}/steps")[1]["steps"]]
+    assert kinds == [1, 2, 3, 4]
 
 
-def test_a_restarted_server_remembers_and_says_what_is_lost(start) -> None:
+def test_an_engine_that_dies_at_work_costs_time(start) -> None:
     server = start()
-    run = RawRun(server)
-    done = run.forward_backward(1, some_data(0))
+    run, twin = RawRun(server), RawRun(server)
+    data = some_data(1, count=200, length=60)
+    asked = [run.forward_backward(1, data), run.optim_step(2)]
+    until_busy(server, run)
+    engine = server.engine_pid()
+    assert engine is not None
+    os.kill(engine, signal.SIGKILL)
+    loss = run.loss(asked[0])
+    run.result(asked[1])
+    assert loss == twin.loss(twin.forward_backward(1, data))
+    twin.result(twin.optim_step(2))
+    assert train(run, 3) == train(twin, 3)
+
+
+def until_busy(server: Server, run: RawRun) -> None:
+    for _ in range(1000):
+        if server.fetch(f"tinker/runs/{run.id}")[1]["state"] == "training":
+            return
+    raise AssertionError("the run does not train")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_outlives_its_server(start, how: signal.Signals) -> None:
+    server = start()
+    run, twin = RawRun(server), RawRun(server)
+    done = run.forward_backward(1, some_data(1))
     loss = run.loss(done)
     run.result(run.optim_step(2))
-    saved = run.result(run.submit("save_weights", 3, path="kept"))["path"]
+    train(twin, 1)
+    # The server is gone in the midst of what it has accepted.
+    data = some_data(3, count=200, length=60)
+    pending = [run.forward_backward(3, data), run.optim_step(4)]
+    until_busy(server, run)
+    server.stop(how)
+    again = start(server.home, port=server.port)
+    run.server = twin.server = again
+    assert run.loss(done) == loss
+    assert run.loss(pending[0]) == twin.loss(twin.forward_backward(3, data))
+    assert run.result(pending[1])["metrics"]["optimizer_step"] == 2
+    twin.result(twin.optim_step(4))
+    assert train(run, 5) == train(twin, 5)
+    assert len(again.fetch(f"tinker/runs/{run.id}/steps")[1]["steps"]) == 3
+    assert run.id in again.command("runs").stdout
+
+
+def test_a_run_without_requests_is_idle_after_a_restart(start) -> None:
+    server = start()
+    run = RawRun(server)
+    saved = run.result(run.submit("save_weights", 1, path="kept"))["path"]
     server.stop(signal.SIGKILL)
     again = start(server.home, port=server.port)
-    assert run.loss(done) == loss
-    assert len(again.fetch(f"tinker/runs/{run.id}/steps")[1]["steps"]) == 1
-    assert run.id in again.command("runs").stdout
-    failure = run.error(run.optim_step(4))
-    assert "restarted" in failure["error"]
+    assert again.fetch(f"tinker/runs/{run.id}")[1]["state"] == "idle"
+    assert again.engine_pid() is None
     session = again.fetch("tinker/api/v1/create_session", {"tags": []})[1]["session_id"]
     body = {"session_id": session, "model_seq_id": 0, "path": saved, "optimizer": True}
     _, answer = run.post("load_weights", body)
     assert run.result(answer["request_id"])["model_id"] == f"{session}:train:0"
+    assert train(run, 2) > 0
+    assert again.fetch(f"tinker/runs/{run.id}")[1]["state"] == "waiting"

@@ -22,6 +22,7 @@ from jupyter_tinker.server.schema import (
     OperationRow,
     PayloadRow,
     RequestRow,
+    SamplerRow,
     StepRow,
 )
 from jupyter_tinker.server.service import TinkerService
@@ -68,6 +69,7 @@ class End:
     state: dict[str, Any]  # of the run in the engine
     rows: dict[str, list[Any]]
     files: dict[str, str]  # of checkpoints
+    copies: dict[str, str]  # the weights of samplers that are copies of the run's
 
 
 class World:
@@ -133,7 +135,10 @@ class World:
             service._lock.release()  # as the end of its process does
             return None
         if self._stopping.is_set():
-            await service.stop()  # and who asks goes on to ask
+            stop = asyncio.create_task(service.stop())  # and who asks goes on to ask
+            await asyncio.wait([stop, ends[0]], return_when=asyncio.FIRST_COMPLETED)
+            if not self._over.is_set():
+                await stop
             return None
         await client
         self._watching = False
@@ -182,13 +187,28 @@ class World:
             await service._revival.hold(run)
         await service.futures.stored()
         state = asdict(self._engine.runs.states[RUN])
-        # What an earlier state was made of is gone from the engine.
+        copies = await self._copies(service)
+        # No other state that was made is left in the engine.
         others = [name for name in self._engine.runs.states if name != RUN]
         assert others == [], others
         rows = service._database.run(_rows)
         root = self.folder / "checkpoints"
         files = {str(f.relative_to(root)): f.read_text() for f in root.rglob("state.json")}
-        return End(self._memory.results, self._memory.deeds, state, rows, files)
+        return End(self._memory.results, self._memory.deeds, state, rows, files, copies)
+
+    async def _copies(self, service: TinkerService) -> dict[str, str]:
+        """Sample from each, which has the engine hold it."""
+        query = select(SamplerRow).where(SamplerRow.run_id == RUN)
+        rows: list[SamplerRow] = service._database.run(lambda db: list(db.scalars(query)))
+        for row in rows:
+            body = (
+                b'{"prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {"max_tokens": 1}}'
+            )
+            request_id = await service.sampling.submit(row.id, 0, 1, body)
+            result = await service.futures.poll(request_id, 10.0)
+            assert result is not None
+            assert not result.failed, result
+        return dict(self._engine.copies)
 
 
 def _rows(db: Session) -> dict[str, list[Any]]:
@@ -211,7 +231,7 @@ def _rows(db: Session) -> dict[str, list[Any]]:
             (b.number, b.first_position, b.parent_position, b.step) for b in db.scalars(branches)
         ],
         "checkpoints": sorted(
-            (c.kind, c.name, c.step, c.request_id and seq_ids[c.request_id])
+            (c.kind, c.name, c.step, seq_ids.get(c.request_id, c.request_id))
             for c in db.scalars(select(CheckpointRow))
         ),
         "payloads": sorted(seq_ids[p.request_id] for p in db.scalars(select(PayloadRow))),
