@@ -43,7 +43,7 @@ class Stage(Client):
         add_session(self.service._database)
 
     async def begin(self) -> None:
-        self.service.start()
+        self.service.start("here")
         await self.create()
 
     @property
@@ -156,7 +156,7 @@ def test_controls_outlive_the_server(tmp_path: Path) -> None:
 
     async def whole() -> None:
         service = make_service(tmp_path, FakeEngine())
-        service.start()
+        service.start("here")
         run = await service.run(RUN)
         assert run.held_back
         assert run.controls.paused_because == "ada paused it"
