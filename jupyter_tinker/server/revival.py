@@ -148,11 +148,11 @@ class Revival:
                 return ops.CreateRun(name, row.base_model, row.base_path, run.lora)
             case "create_via_load":
                 load = tinker.parse(tinker.CreateViaLoad, payload)
-                folder = await self._folder(load.path, operation)
+                folder = await self._folder(operation)
                 return ops.LoadRun(name, row.base_model, row.base_path, folder, load.optimizer)
             case "load_weights":
                 body = tinker.parse(tinker.LoadWeights, payload)
-                folder = await self._folder(body.path, operation)
+                folder = await self._folder(operation)
                 return ops.LoadWeights(name, folder, body.optimizer)
             case "forward_backward":
                 definition = await self._custom_losses.definition(row.session_id, payload)
@@ -163,11 +163,11 @@ class Revival:
                 return ops.ZeroGrad(name)
         return None
 
-    async def _folder(self, text: str, operation: OperationRow) -> str:
+    async def _folder(self, operation: OperationRow) -> str:
         """Of the checkpoint that was loaded: only if the snapshot made then is gone."""
-        path = parse_path(text)
+        path = parse_path(operation.data["checkpoint"])
         row = await self._checkpoints.find(path)
-        if row is None or row.created_at > operation.time:
+        if row is None or row.created_at != operation.data["created_at"]:
             raise HistoryGone(
                 f"The run loaded {path} at this point, which was deleted or overwritten since."
             )

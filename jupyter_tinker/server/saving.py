@@ -173,19 +173,19 @@ class Saving:
 
     # Checkpoints by their paths, also those of steps
 
-    async def folder_of(self, text: str) -> str:
-        """The folder of a checkpoint that exists, or of a run's step, which is made.
+    async def loadable(self, text: str) -> Loadable:
+        """A checkpoint that exists, or that of a run's step, which is made.
 
         Raises `OpError`, `UnknownCheckpoint` and `HistoryGone`.
         """
         path = parse_path(text)
         if step_of(path) is not None:
             path = await self.make_step(path)
-        await self._checkpoints.get(path)
-        return str(self._checkpoints.folder(path))
+        row = await self._checkpoints.get(path)
+        return Loadable(str(path), str(self._checkpoints.folder(path)), row.created_at)
 
     async def describe(self, text: str) -> CheckpointRow:
-        """The row of a checkpoint, or what it will be of a run's step. Raises as `folder_of`."""
+        """The row of a checkpoint, or what it will be of a run's step. Raises as `loadable`."""
         path = parse_path(text)
         if step_of(path) is None:
             return await self._checkpoints.get(path)
@@ -210,7 +210,7 @@ class Saving:
 
     async def make_step(self, path: CheckpointPath) -> CheckpointPath:
         """Write the checkpoint of a run's step, beside what the run does now, unless it is there;
-        returns its full path. Raises as `folder_of`."""
+        returns its full path. Raises as `loadable`."""
         state = await self._state(path)
         async with self._checkpoints.lock(state.path):
             if await self._made(state) is None:
@@ -249,6 +249,15 @@ class Saving:
         except (LookupError, HistoryGone) as error:
             raise UnknownCheckpoint(f"There is no checkpoint {path}. {error.args[0]}") from None
         return _State(run, position, step, path_of_step(run.id, step, branch))
+
+
+@dataclass(frozen=True)
+class Loadable:
+    """A checkpoint's files, and what tells it from one that takes its name later."""
+
+    path: str
+    folder: str
+    created_at: float
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Steering:
 
     async def fork(self, run_id: str, step: int, branch: int | None, *, by: str) -> CheckpointPath:
         """The checkpoint of a run's step, which new runs can start from. Raises as
-        `Saving.folder_of`, and `UnknownRun`."""
+        `Saving.loadable`, and `UnknownRun`."""
         run = await self._registry.get(run_id)
         path = await self._saving.make_step(path_of_step(run.id, step, branch))
         await self._events.emit(run.id, "forked", actor=by, step=step, path=str(path))

@@ -28,7 +28,7 @@ from .journal import PROTOBUF_TYPE, Journal, Result
 from .outcome import Change, Outcome
 from .revival import Revival
 from .runs import Run, Spoiled, StepTotals
-from .saving import Saving
+from .saving import Loadable, Saving
 from .schema import RunRow, StepRow
 from .snapshots import Snapshots
 from .supervisor import EngineDied, EngineNotStarted, EngineSupervisor
@@ -220,11 +220,12 @@ class Trainer:
 
     async def _create_via_load(self, run: Run, request: Request) -> Outcome:
         body = tinker.parse(tinker.CreateViaLoad, request.payload)
-        folder = await self._saving.folder_of(body.path)
-        op = ops.LoadRun(run.id, run.row.base_model, run.row.base_path, folder, body.optimizer)
+        source = await self._saving.loadable(body.path)
+        base = run.row.base_model, run.row.base_path
+        op = ops.LoadRun(run.id, *base, source.folder, body.optimizer)
         await self._create(run, op)
         answer = {"path": body.path, "model_id": run.id, "type": "load_weights"}
-        change = Change("create_via_load", of_payload=True)
+        change = Change("create_via_load", of_payload=True, data=_loaded(source))
         return Outcome(success(answer), change, records=[self._created(run)])
 
     async def _create(self, run: Run, op: ops.Op) -> None:
@@ -245,11 +246,12 @@ class Trainer:
 
     async def _load_weights(self, run: Run, request: Request) -> Outcome:
         body = tinker.parse(tinker.LoadWeights, request.payload)
-        folder = await self._saving.folder_of(body.path)
-        result, _ = await self._ask(run, ops.LoadWeights(run.id, folder, body.optimizer))
+        source = await self._saving.loadable(body.path)
+        result, _ = await self._ask(run, ops.LoadWeights(run.id, source.folder, body.optimizer))
         self._take_over(run, ops.run_info(result))
         answer = {"path": body.path, "model_id": run.id, "type": "load_weights"}
-        return Outcome(success(answer), Change("load_weights", of_payload=True))
+        change = Change("load_weights", of_payload=True, data=_loaded(source))
+        return Outcome(success(answer), change)
 
     @staticmethod
     def _take_over(run: Run, info: ops.RunInfo) -> None:
@@ -325,6 +327,11 @@ class Trainer:
         row = run.totals.row(run, stats, asked, used)
         run.totals = StepTotals()
         return Outcome(success(_metrics(row)), change, step=row)
+
+
+def _loaded(source: Loadable) -> dict[str, Any]:
+    """What a load is to be made of when it is made again."""
+    return {"checkpoint": source.path, "created_at": source.created_at}
 
 
 def _spoil(run: Run, spoiled: Spoiled, **data: Any) -> Change:

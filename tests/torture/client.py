@@ -104,6 +104,15 @@ class Client:
         step = self.training.optim_step(self._adam())
         self._trained(forward, step)
 
+    def _traced(self) -> None:
+        inputs = {"logprobs": 1, "weights": 1}
+        squares = _squares(1 + self._turn.number / 100)
+        loss = self._service.create_custom_loss(squares, inputs).result()
+        assert loss.loss_id is not None, "the client is to compute it, which tests nothing here"
+        forward = self.training.forward_backward_custom(self._data(), loss)
+        step = self.training.optim_step(self._adam())
+        self._trained(forward, step)
+
     def _rollouts(self) -> None:
         self._copy = self.training.save_weights_and_get_sampling_client().result()
         prompts = [self._ids(6), self._ids(9)]
@@ -297,3 +306,12 @@ def _contrast(
         [logprobs[i].mean() - logprobs[i + 1].mean() for i in range(0, len(data), 2)]
     )
     return -torch.nn.functional.logsigmoid(margins).sum(), {"margin": margins.mean().item()}
+
+
+def _squares(scale: float) -> Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """A loss that a session has not defined yet, which the SDK would refuse."""
+
+    def squares(logprobs, weights):
+        return scale * (weights * logprobs**2).sum(), {"custom/mean:mean": logprobs.mean()}
+
+    return squares

@@ -32,6 +32,7 @@ _TRAINING: tuple[Kind, ...] = (
     "accumulated",
     "looked_at",
     "custom",
+    "traced",
     "rollouts",
     "sampled_again",
     "saved",

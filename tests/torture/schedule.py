@@ -14,6 +14,7 @@ Kind = Literal[
     "accumulated",  # two forward_backwards of different losses, then the step
     "looked_at",  # a forward between forward_backward and step, which changes nothing
     "custom",  # a loss that the client itself computes
+    "traced",  # a loss that the client defines and the engine computes
     "rollouts",  # as in reinforcement learning: copy the weights, sample from them, train on that
     "sampled_again",  # from the copy of an earlier turn, though the weights went on
     "saved",  # save_state
@@ -45,7 +46,7 @@ _ROUND: tuple[Kind, ...] = (
     "rollouts",
     "moved",
     "controlled",
-    "accumulated",
+    "traced",
     "forked",
     "supervised",
     "rewound",
