@@ -14,6 +14,8 @@ from .futures import Futures, Request, failure, success
 from .schema import CustomLossRow
 from .supervisor import EngineDied, EngineSupervisor
 
+_DEATHS = 2  # of engines while a loss is checked, which is then given up
+
 
 class CustomLosses:
     """All custom losses of this server."""
@@ -33,7 +35,7 @@ class CustomLosses:
         except ops.OpError as error:
             result = failure(error.message, error.category)
         except EngineDied as error:
-            result = failure(f"The engine ended ({error}); create the loss again.", "server")
+            result = failure(f"This loss could not be checked: {error}.", "server")
         except Exception as error:
             self._log.exception("Request %s (%s) failed.", request.id, request.kind)
             result = failure(f"The server failed: {type(error).__name__}: {error}", "server")
@@ -41,15 +43,24 @@ class CustomLosses:
 
     async def _create(self, request: Request) -> dict[str, str]:
         definition = request.payload.decode(errors="replace")
-        await self._supervisor.request(ops.CheckCustomLoss(definition))
+        await self._check(ops.CheckCustomLoss(definition))
         row = CustomLossRow(
             id=f"{request.run_id}:loss:{request.seq_id}",
             session_id=request.run_id,
             definition=request.payload,
             created_at=time.time(),
         )
-        await self._db.call(lambda db: db.add(row))
+        await self._db.call(lambda db: db.merge(row))  # an earlier life may have stored it
         return {"loss_id": row.id, "type": request.kind}
+
+    async def _check(self, op: ops.CheckCustomLoss) -> None:
+        for deaths in range(1, _DEATHS + 1):
+            try:
+                await self._supervisor.request(op)
+                return
+            except EngineDied:
+                if deaths == _DEATHS:
+                    raise
 
     async def definition(self, session_id: str, body: bytes) -> str | None:
         """The definition of the loss that a binary `forward_backward` body asks for.

@@ -209,6 +209,8 @@ class TinkerService:
             await self.registry.resume()
             for session_id in await self.journal.owners_of_pending(["create_custom_loss"]):
                 for row, payload in await self.journal.pending(session_id):
+                    if row.server == self.journal.server:
+                        continue
                     request = Request(row.id, row.run_id, row.seq_id, row.kind, payload)
                     self.futures.open(request)
                     self._spawn(self._custom_losses.create(request))
