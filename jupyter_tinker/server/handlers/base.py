@@ -20,6 +20,7 @@ from ...wire import ops, tinker
 from .. import keys
 from ..catalog import UnknownModelError
 from ..checkpoints import UnknownCheckpoint
+from ..history import HistoryGone
 from ..registry import UnknownRun
 from ..samplers import UnknownSampler
 from ..service import TinkerService, UnknownSession
@@ -53,6 +54,7 @@ _STATUS: dict[type[Exception], int] = {
     UnknownRun: 404,
     UnknownCheckpoint: 404,
     UnknownSampler: 404,
+    HistoryGone: 404,
     TooManyWatchers: 503,
 }
 
