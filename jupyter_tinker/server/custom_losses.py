@@ -14,6 +14,8 @@ from .futures import Futures, Request, failure, success
 from .schema import CustomLossRow
 from .supervisor import EngineDied, EngineSupervisor
 
+_DEATHS = 2  # of engines while a loss is checked, which is then given up
+
 
 class CustomLosses:
     """All custom losses of this server."""
@@ -33,7 +35,7 @@ class CustomLosses:
         except ops.OpError as error:
             result = failure(error.message, error.category)
         except EngineDied as error:
-            result = failure(f"The engine ended ({error}); create the loss again.", "server")
+            result = failure(f"This loss could not be checked: {error}.", "server")
         except Exception as error:
             self._log.exception("Request %s (%s) failed.", request.id, request.kind)
             result = failure(f"The server failed: {type(error).__name__}: {error}", "server")
@@ -48,16 +50,17 @@ class CustomLosses:
             definition=request.payload,
             created_at=time.time(),
         )
-        # One that is there already was stored by a server that died before it said so.
-        await self._db.call(lambda db: db.merge(row))
+        await self._db.call(lambda db: db.merge(row))  # an earlier life may have stored it
         return {"loss_id": row.id, "type": request.kind}
 
     async def _check(self, op: ops.CheckCustomLoss) -> None:
-        """Have an engine check it, or another one if that died. Raises `EngineDied`, `OpError`."""
-        try:
-            await self._supervisor.request(op)
-        except EngineDied:
-            await self._supervisor.request(op)
+        for deaths in range(1, _DEATHS + 1):
+            try:
+                await self._supervisor.request(op)
+                return
+            except EngineDied:
+                if deaths == _DEATHS:
+                    raise
 
     async def definition(self, session_id: str, body: bytes) -> str | None:
         """The definition of the loss that a binary `forward_backward` body asks for.

@@ -150,6 +150,8 @@ class Registry:
         run.step = await self._history.step_at(run_id, run.place.head)
         first = await self._journal.next_seq_id(run_id)
         pending = await self._journal.pending(run_id)
+        if (added := self._runs.get(run_id)) is not None:  # meanwhile: it is just being created
+            return added
         self._runs[run_id] = run
         self._queues[run_id] = self._queue(run, first=first)
         for request, payload in pending:

@@ -321,11 +321,16 @@ class EngineSupervisor(LoggingConfigurable):
         # A process sets no event when it dies.
         while await manager.is_alive():  # noqa: ASYNC110
             await asyncio.sleep(0.2)
-        if manager is self._manager:
-            self.log.error("The Tinker engine died; it is started anew, and its runs are revived.")
-            self._deaths += 1
-            await self._teardown("the engine died")
-            self.on_death("the engine died")
+        if manager is not self._manager:
+            return
+        reason = "the engine died"
+        if self.status is None:  # while it was started, by whom this is told
+            await self._teardown(reason)
+            return
+        self.log.error("The Tinker engine died; it is started anew, and its runs are revived.")
+        self._deaths += 1
+        await self._teardown(reason)
+        self.on_death(reason)
 
 
 def _sweep(runtime: Path) -> None:

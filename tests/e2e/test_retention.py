@@ -83,5 +83,5 @@ def test_old_histories_are_dropped_when_a_person_says_so(start: StartServer) -> 
     body = {"path": f"tinker://{run.id}/weights/kept", "optimizer": True}
     again.result(again.submit("load_weights", 1, **body))
     status, refused = server.fetch(f"tinker/runs/{run.id}/fork", {"step": 2})
-    assert status == 400
+    assert status == 404
     assert "history_bytes" in refused["detail"]

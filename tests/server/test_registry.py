@@ -19,7 +19,7 @@ from jupyter_tinker.server.registry import KINDS, Registry, UnknownRun
 from jupyter_tinker.server.runs import Run, Spoiled
 from jupyter_tinker.server.schema import BranchRow, RunRow
 from jupyter_tinker.wire.controls import Controls
-from jupyter_tinker.wire.ops import ForwardBackwardStats
+from jupyter_tinker.wire.ops import ForwardBackwardStats, LoraSpec
 from tests.server.fake_engine import FakeEngine
 from tests.server.one_service import RUN, Asked, ask, forward_backward, make_service, optim_step
 
@@ -319,6 +319,24 @@ def test_a_run_is_loaded_once(tmp_path: Path) -> None:
         with pytest.raises(UnknownRun, match="nobody"):
             await life.registry.get("nobody")
         assert life.registry.known("nobody") is None
+
+    tell(tmp_path, story)
+
+
+def test_a_run_that_is_looked_up_while_it_is_created_is_created_once(tmp_path: Path) -> None:
+    async def story(life: Life) -> None:
+        row = run_row()
+        life.store(row)
+        request = await life.accept(0, ask("create_model"))
+        life.trainer.go_on.clear()
+        looked_up = asyncio.create_task(life.registry.get(RUN))
+        await asyncio.sleep(0)  # it asks the database
+        life.registry.add(Run(row, LoraSpec(4, 1)), request)
+        run = await looked_up
+        life.trainer.go_on.set()
+        await life.settle(run)
+        await asyncio.sleep(0.05)
+        assert len(life.trainer.done) == 1
 
     tell(tmp_path, story)
 

@@ -50,13 +50,13 @@ _NO_KEY = (
 _STATUS: dict[type[Exception], int] = {
     tinker.BadRequest: 400,
     ops.OpError: 400,
-    HistoryGone: 400,
     UnknownModelError: 404,
     UnknownSession: 404,
     UnknownRun: 404,
     UnknownCheckpoint: 404,
     UnknownSampler: 404,
     EngineDied: 503,
+    HistoryGone: 404,
     TooManyWatchers: 503,
 }
 

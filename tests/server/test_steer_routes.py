@@ -1,0 +1,138 @@
+"""Steering over HTTP: what the routes answer, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete
+from tornado.httpclient import HTTPClientError
+
+from jupyter_tinker.server import extension as extension_module
+from jupyter_tinker.server.schema import PayloadRow
+from jupyter_tinker.server.service import TinkerService
+from tests.server.fake_engine import FakeEngine
+from tests.server.one_service import RUN, Client, add_session
+
+pytest_plugins = ["pytest_jupyter.jupyter_server"]
+
+
+@pytest.fixture
+def jp_server_config(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    monkeypatch.setattr(extension_module, "EngineSupervisor", FakeEngine)
+    return {
+        "ServerApp": {"jpserver_extensions": {"jupyter_tinker": True}},
+        "TinkerExtension": {"state_dir": str(tmp_path / "state")},
+        "Catalog": {"aliases": {"tiny": str(tiny_model_dir)}},
+    }
+
+
+@pytest.fixture
+def steer(jp_fetch: Any) -> Any:
+    """Asks a route of runs; returns status and JSON."""
+
+    async def _steer(*route: str, **body: Any) -> tuple[int, Any]:
+        method, data = ("POST", json.dumps(body)) if body else ("GET", None)
+        try:
+            answer = await jp_fetch("tinker", "runs", *route, method=method, body=data)
+        except HTTPClientError as error:
+            return error.code, json.loads(getattr(error.response, "body", b"{}"))
+        return answer.code, json.loads(answer.body)
+
+    return _steer
+
+
+@pytest.fixture
+def client(service: TinkerService, jp_asyncio_loop: Any) -> Client:
+    """Of a run that has made three steps."""
+    made = Client(service)
+
+    async def begin() -> None:
+        add_session(service._database)
+        service.start()
+        await made.create()
+        for n in range(3):
+            await made.step(n)
+
+    jp_asyncio_loop.run_until_complete(begin())
+    return made
+
+
+async def test_a_run_says_what_it_does_and_how_it_is_steered(client: Client, steer: Any) -> None:
+    status, run = await steer(RUN)
+    assert status == 200
+    assert (run["state"], run["ended"], run["started_from"]) == ("waiting", None, None)
+    assert (run["step"], run["branch"], run["branches"]) == (3, 0, [])
+    assert run["last_step"]["step"] == 3
+    status, controls = await steer(RUN, "controls")
+    assert controls == run["controls"]
+    status, controls = await steer(RUN, "controls", learning_rate=0.5, paused=True)
+    assert status == 200
+    assert (controls["learning_rate"], controls["paused"]) == (0.5, True)
+    assert (controls["paused_because"], controls["changed_by"]) == ("jupyter paused it", "jupyter")
+    (listed,) = (await steer())[1]["runs"]
+    assert (listed["state"], listed["controls"]) == ("paused", controls)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"learning_rate_scale": 0}, "learning_rate_scale"),
+        ({"momentum": 1}, "momentum"),
+        ({"paused": "yes"}, "paused"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+async def test_changes_that_make_no_sense(
+    client: Client, steer: Any, body: dict[str, Any], sentence: str
+) -> None:
+    before = (await steer(RUN, "controls"))[1]
+    status, answer = await steer(RUN, "controls", **body)
+    assert status == 400
+    assert sentence in answer["detail"]
+    assert (await steer(RUN, "controls"))[1] == before
+
+
+async def test_a_rewind_answers_with_the_run(client: Client, steer: Any) -> None:
+    status, run = await steer(RUN, "rewind", step=1)
+    assert status == 200
+    assert (run["step"], run["branch"]) == (1, 1)
+    (branch,) = run["branches"]
+    assert (branch["number"], branch["step"], branch["actor"]) == (1, 1, "jupyter")
+    status, run = await steer(RUN, "rewind", step=3, branch=0)
+    assert (run["step"], run["branch"]) == (3, 2)
+
+
+async def test_a_fork_answers_with_a_path(client: Client, steer: Any) -> None:
+    status, answer = await steer(RUN, "fork", step=2)
+    assert (status, answer) == (200, {"path": f"tinker://{RUN}/weights/step=2+branch=0"})
+
+
+@pytest.mark.parametrize("deed", ["rewind", "fork"])
+async def test_steps_that_are_not_there(client: Client, steer: Any, deed: str) -> None:
+    for body, status, sentence in (
+        ({"step": 9}, (400, 404), "no step 9"),
+        ({"step": 1, "branch": 4}, (400, 404), "no branch 4"),
+        ({"step": -1}, (400,), "step"),
+        ({"branch": 0}, (400,), "step"),
+    ):
+        code, answer = await steer(RUN, deed, **body)
+        assert code in status
+        assert sentence in answer["detail"]
+    assert (await steer("nobody", deed, step=1))[0] == 404
+
+
+@pytest.mark.parametrize("deed", ["rewind", "fork"])
+async def test_a_past_that_is_gone_says_what_is_kept(
+    client: Client, steer: Any, service: TinkerService, deed: str
+) -> None:
+    await service.snapshots.delete(await service.history.snapshots(RUN))
+    service._database.run(lambda db: db.execute(delete(PayloadRow)))
+    code, answer = await steer(RUN, deed, step=1)
+    assert code in (400, 404)
+    assert "history_bytes" in answer["detail"]
+    assert (await steer(RUN))[1]["branch"] == 0

@@ -1,0 +1,274 @@
+"""Which operation an engine died of, and when the next engine is started: on a stand-in kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from jupyter_tinker.server.supervisor import EngineDied, EngineNotStarted, EngineSupervisor
+from jupyter_tinker.wire import ops
+from tests.server.fake_engine import STATUS
+
+BATCH = ops.ForwardBackward("run", b"")
+STEP = ops.OptimStep("run", ops.AdamParams())
+SNAPSHOT = ops.SnapshotRun("run", "/file")  # is written beside what is done
+
+
+class Kernel:
+    """A kernel, its manager and its client in one: answers when it is told to."""
+
+    def __init__(self, *, starts: bool = True) -> None:
+        self.alive = False
+        self.starts = starts
+        self.asked: list[tuple[str, str]] = []  # message id and operation, not answered yet
+        self._replies: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._count = 0
+
+    # As a manager
+
+    async def start_kernel(self, **_: Any) -> None:
+        self.alive = True
+
+    def client(self) -> Any:
+        return self
+
+    async def is_alive(self) -> bool:
+        return self.alive
+
+    @property
+    def has_kernel(self) -> bool:
+        return self.alive
+
+    async def shutdown_kernel(self, *, now: bool) -> None:
+        self.alive = False
+
+    # As a client
+
+    def start_channels(self, **_: Any) -> None:
+        pass
+
+    stop_channels = start_channels
+
+    @property
+    def session(self) -> Any:
+        return self
+
+    shell_channel = socket = session
+
+    def msg(self, _: str, content: dict[str, Any]) -> dict[str, Any]:
+        self._count += 1
+        return {"header": {"msg_id": str(self._count)}, "content": content}
+
+    def serialize(self, message: dict[str, Any]) -> list[bytes]:
+        content = {k: v for k, v in message["content"].items() if k != "body"}
+        return [json.dumps([message["header"]["msg_id"], content["op"]]).encode()]
+
+    async def send_multipart(self, frames: list[bytes]) -> None:
+        message_id, op = json.loads(frames[0])
+        self.asked.append((message_id, op))
+        if op == "start":
+            if self.starts:
+                self.answer(**asdict(STATUS))
+            else:
+                self.alive = False
+
+    async def get_msg(self, **_: Any) -> dict[str, Any]:
+        return await self._replies.get()
+
+    # As the test wants it
+
+    def answer(self, number: int = 0, **result: Any) -> None:
+        message_id, _ = self.asked.pop(number)
+        content = {"ok": True, "seconds": 0.0, "result": result}
+        self._replies.put_nowait({"parent_header": {"msg_id": message_id}, "content": content})
+
+    def refuse(self) -> None:
+        message_id, _ = self.asked.pop(0)
+        content = {"ok": False, "seconds": 0.0, "error": "no", "category": "user"}
+        self._replies.put_nowait({"parent_header": {"msg_id": message_id}, "content": content})
+
+
+class Stage:
+    """A supervisor, and the kernels that it has started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernels: list[Kernel] = []
+        self.starts = True
+        self.told: list[str] = []
+        self.waits: list[float] = []
+        self.supervisor = EngineSupervisor()
+        self.supervisor.on_start = lambda status: self.told.append("started")
+        self.supervisor.on_death = self.told.append
+        monkeypatch.setattr(self.supervisor, "_make_manager", self._make)
+        sleep = asyncio.sleep
+
+        async def soon(seconds: float) -> None:
+            if seconds not in (0, 0.2):  # the watch's own
+                self.waits.append(seconds)
+            await sleep(0)
+
+        monkeypatch.setattr(asyncio, "sleep", soon)
+
+    def _make(self) -> Kernel:
+        self.kernels.append(Kernel(starts=self.starts))
+        return self.kernels[-1]
+
+    async def ask(self, *asked: ops.Op) -> list[asyncio.Future[Any]]:
+        generation = await self.supervisor.ensure_started()
+        return [
+            asyncio.ensure_future(await self.supervisor.begin(op, generation=generation))
+            for op in asked
+        ]
+
+    async def die(self, *waiting: asyncio.Future[Any]) -> list[bool]:
+        """Of each that waits, whether the engine is said to have been at it."""
+        self.kernels[-1].alive = False
+        during = []
+        for one in waiting:
+            with pytest.raises(EngineDied) as died:
+                await one
+            during.append(died.value.during)
+        while self.supervisor.running:  # noqa: ASYNC110 (a process sets no event when it dies)
+            await asyncio.sleep(0)
+        return during
+
+
+@pytest.fixture
+def tell(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Stage], Awaitable[None]]], None]:
+    def _tell(story: Callable[[Stage], Awaitable[None]]) -> None:
+        async def whole() -> None:
+            stage = Stage(monkeypatch)
+            try:
+                await story(stage)
+            finally:
+                await stage.supervisor.stop()
+
+        asyncio.run(asyncio.wait_for(whole(), 10))
+
+    return _tell
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "during"),
+    [
+        ([BATCH], 0, [True]),
+        ([BATCH, STEP, BATCH], 0, [True, False, False]),
+        ([BATCH, STEP, BATCH], 1, [True, False]),
+        ([SNAPSHOT], 0, [False]),
+        ([SNAPSHOT, BATCH, STEP], 0, [False, True, False]),
+        ([BATCH, SNAPSHOT, STEP], 1, [False, True]),
+        ([STEP, BATCH], 2, []),
+    ],
+)
+def test_the_engine_died_of_the_first_that_it_was_to_do(
+    tell: Any, asked: list[ops.Op], answered: int, during: list[bool]
+) -> None:
+    async def story(stage: Stage) -> None:
+        waiting = await stage.ask(*asked)
+        for one in waiting[:answered]:
+            stage.kernels[0].answer()
+            await one
+        assert await stage.die(*waiting[answered:]) == during
+
+    tell(story)
+
+
+def test_a_refusal_is_an_answer(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        first, second = await stage.ask(BATCH, STEP)
+        stage.kernels[0].refuse()
+        with pytest.raises(ops.OpError, match="no"):
+            await first
+        assert await stage.die(second) == [True]
+
+    tell(story)
+
+
+def test_what_nobody_waits_for_is_not_what_it_died_of(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        first, second = await stage.ask(BATCH, STEP)
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        assert await stage.die(second) == [True]
+
+    tell(story)
+
+
+def test_another_engine_is_asked_nothing_that_was_meant_for_the_last(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        supervisor = stage.supervisor
+        first = await supervisor.ensure_started()
+        assert supervisor.holds(first)
+        await stage.die()
+        assert not supervisor.holds(first)
+        for _ in range(2):
+            with pytest.raises(EngineDied) as died:
+                await supervisor.begin(BATCH, generation=first)
+            assert not died.value.during
+            second = await supervisor.ensure_started()
+        assert second == first + 1
+        assert stage.kernels[1].asked == []
+        assert stage.told == ["started", "the engine died", "started"]
+
+    tell(story)
+
+
+def test_engines_that_do_nothing_are_started_ever_later(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        for _ in range(9):
+            await stage.supervisor.ensure_started()
+            await stage.die()
+        assert stage.waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+        (done,) = await stage.ask(STEP)
+        stage.kernels[-1].answer()
+        await done
+        stage.waits.clear()
+        await stage.die()
+        await stage.supervisor.ensure_started()
+        assert stage.waits == [0.5]
+
+    tell(story)
+
+
+def test_an_engine_that_does_not_start_says_so_to_all_that_wait(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        stage.starts = False
+        for _ in range(3):
+            with pytest.raises(EngineNotStarted, match="did not start") as failed:
+                await stage.supervisor.ensure_started()
+            assert not failed.value.during
+            assert not stage.supervisor.running
+        assert stage.waits == [0.5, 1.0]
+        assert "the engine died" not in stage.told
+        stage.starts = True
+        assert stage.supervisor.holds(await stage.supervisor.ensure_started())
+
+    tell(story)
+
+
+def test_many_that_want_an_engine_get_one(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        numbers = await asyncio.gather(*(stage.supervisor.ensure_started() for _ in range(9)))
+        assert set(numbers) == {1}
+        assert len(stage.kernels) == 1
+
+    tell(story)
+
+
+def test_after_the_end_no_engine_is_started(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        (waiting,) = await stage.ask(BATCH)
+        await stage.supervisor.stop()
+        with pytest.raises(EngineDied, match="shut down"):
+            await waiting
+        with pytest.raises(EngineNotStarted, match="shutting down"):
+            await stage.supervisor.ensure_started()
+        assert stage.told == ["started"]
+
+    tell(story)
