@@ -211,6 +211,10 @@ class World:
         return dict(self._engine.copies)
 
 
+def _timeless(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != "created_at"}
+
+
 def _rows(db: Session) -> dict[str, list[Any]]:
     """What the database says of the run, without times."""
     seq_ids = {row.id: row.seq_id for row in db.scalars(select(RequestRow))}
@@ -219,7 +223,7 @@ def _rows(db: Session) -> dict[str, list[Any]]:
     branches = select(BranchRow).order_by(BranchRow.number)
     return {
         "operations": [
-            (o.position, o.kind, o.step, o.request_id and seq_ids[o.request_id], o.data)
+            (o.position, o.kind, o.step, o.request_id and seq_ids[o.request_id], _timeless(o.data))
             for o in db.scalars(operations)
         ],
         "steps": [

@@ -35,7 +35,7 @@ async def life(folder: Path, tell: Callable[[TinkerService, FakeEngine], Any]) -
     engine = FakeEngine()
     service = make_service(folder, engine)
     add_session(service._database)
-    service.start()
+    service.start("here")
     try:
         return await tell(service, engine)
     finally:

@@ -53,7 +53,7 @@ def client(service: TinkerService, jp_asyncio_loop: Any) -> Client:
 
     async def begin() -> None:
         add_session(service._database)
-        service.start()
+        service.start("here")
         await made.create()
         for n in range(3):
             await made.step(n)
