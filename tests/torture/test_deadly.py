@@ -101,7 +101,7 @@ def test_an_engine_that_dies_while_it_revives_is_no_fault_of_the_request(
     assert differences(seen, part(reference.recording, 16)) == []
 
 
-@pytest.mark.parametrize("point", ["answered-start", "answered-create_run", "commit", "committed"])
+@pytest.mark.parametrize("point", ["answered-create_run", "commit"])
 def test_a_run_is_created_though_engine_or_server_die(
     start: StartPlace, reference: Reference, point: str
 ) -> None:
