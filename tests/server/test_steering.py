@@ -275,6 +275,34 @@ def test_so_many_steps_and_then_a_pause(tmp_path: Path, count: int) -> None:
     story(tell, tmp_path)
 
 
+def test_a_skipped_step_is_none_of_those_asked_for(tmp_path: Path) -> None:
+    async def tell(stage: Stage) -> None:
+        run = await stage.steer(steps=2)
+        await stage.step(1)
+        await stage.ask(forward_backward(2, INFINITE))
+        await stage.ask(optim_step())
+        assert run.controls.steps_until_pause == 1
+        assert not run.held_back
+        await stage.step(3)
+        assert run.held_back
+
+    story(tell, tmp_path)
+
+
+def test_a_pause_holds_what_is_about_to_begin(tmp_path: Path) -> None:
+    async def tell(stage: Stage) -> None:
+        run = await stage.the_run()
+        async with run.lock:  # as while it is rewound
+            waits = await stage.submit(forward_backward(1))
+            await asyncio.sleep(0.01)
+            await stage.steer(paused=True)
+        assert await stage.pending(waits)
+        await stage.steer(paused=False)
+        await stage.result(waits)
+
+    story(tell, tmp_path)
+
+
 def test_an_ended_run_is_not_held_back(tmp_path: Path) -> None:
     async def tell(stage: Stage) -> None:
         run = await stage.steer(paused=True)
