@@ -37,7 +37,7 @@ def test_steps_are_done_and_stored_later(
         database, engine = Full(default_url(folder)), FakeEngine()
         add_session(database)
         service = make_service(folder, engine, database)
-        service.start()
+        service.start("here")
         client = Client(service)
         await client.create()
         await client.step(1)
@@ -67,7 +67,7 @@ def test_what_a_snapshot_is_of_is_stored_before_it(
         database, engine = Full(default_url(tmp_path)), FakeEngine()
         add_session(database)
         service = make_service(tmp_path, engine, database)
-        service.start()
+        service.start("here")
         client = Client(service)
         await client.create()
         database.full = True
