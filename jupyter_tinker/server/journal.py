@@ -115,10 +115,11 @@ class Journal:
             lambda db: db.execute(update(RunRow).where(RunRow.id == run_id).values(**values))
         )
 
-    async def living_runs(self, session_id: str) -> list[str]:
-        """The ids of a session's runs that have not ended."""
+    async def unended_runs(self) -> list[str]:
+        """The ids of the runs that have not ended although their sessions have."""
+        over = select(SessionRow.id).where(SessionRow.finished_at.is_not(None))
         query = select(RunRow.id).where(
-            RunRow.session_id == session_id, RunRow.ended.is_(None), RunRow.copied_from.is_(None)
+            RunRow.session_id.in_(over), RunRow.ended.is_(None), RunRow.copied_from.is_(None)
         )
         return await self._db.call(lambda db: list(db.scalars(query)))
 

@@ -199,6 +199,7 @@ class TinkerService:
         self._about = ""
         self._started = False
         self._weighed = 0.0
+        self._retiring: set[str] = set()
 
     def start(self, about: str) -> None:
         """Go on with what was pending, and begin the housekeeping. Called on the event loop.
@@ -223,6 +224,7 @@ class TinkerService:
         self._spawn(self.lives.resume())
         self._spawn(asyncio.to_thread(self.checkpoints.sweep))
         self._spawn(asyncio.to_thread(self.snapshots.sweep))
+        self._spawn(self._retire_runs())
         self._spawn(self._tidy())
         self._spawn(self._watch_clients())
 
@@ -285,11 +287,17 @@ class TinkerService:
         await self.session(session_id)
         await self.journal.finish_session(session_id, body.reason.type, body.detail)
         await self.sampling.end_session(session_id)
-        for run_id in await self.journal.living_runs(session_id):
-            run = await self.registry.get(run_id)
-            self._spawn(self._retire(run, f"The session of run {run.id} has ended."))
+        await self._retire_runs()
 
-    async def _retire(self, run: Run, reason: str) -> None:
+    async def _retire_runs(self) -> None:
+        """End the runs whose sessions have ended; an earlier life may not have come to it."""
+        for run_id in await self.journal.unended_runs():
+            if run_id not in self._retiring:
+                self._retiring.add(run_id)
+                self._spawn(self._retire(await self.registry.get(run_id)))
+
+    async def _retire(self, run: Run) -> None:
+        reason = f"The session of run {run.id} has ended."
         await self.registry.drained(run)
         async with run.lock:
             run.end(reason)

@@ -151,8 +151,8 @@ class EngineSupervisor(LoggingConfigurable):
         """
         async with self._starting:
             if self._client is None and not self._ending:
-                if self._deaths:
-                    await asyncio.sleep(min(_LONGEST_BACK_OFF, 2.0 ** (self._deaths - 1) / 2))
+                if self._deaths > 1:
+                    await asyncio.sleep(min(_LONGEST_BACK_OFF, 2.0 ** (self._deaths - 2) / 2))
                 await self._start()
             if self._client is not None:
                 return self.generation

@@ -224,14 +224,14 @@ def test_engines_that_do_nothing_are_started_ever_later(tell: Any) -> None:
         for _ in range(9):
             await stage.supervisor.ensure_started()
             await stage.die()
-        assert stage.waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+        assert stage.waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
         (done,) = await stage.ask(STEP)
         stage.kernels[-1].answer()
         await done
         stage.waits.clear()
         await stage.die()
         await stage.supervisor.ensure_started()
-        assert stage.waits == [0.5]
+        assert stage.waits == []
 
     tell(story)
 
@@ -244,7 +244,7 @@ def test_an_engine_that_does_not_start_says_so_to_all_that_wait(tell: Any) -> No
                 await stage.supervisor.ensure_started()
             assert not failed.value.during
             assert not stage.supervisor.running
-        assert stage.waits == [0.5, 1.0]
+        assert stage.waits == [0.5]
         assert "the engine died" not in stage.told
         stage.starts = True
         assert stage.supervisor.holds(await stage.supervisor.ensure_started())
@@ -267,8 +267,8 @@ def test_after_the_end_no_engine_is_started(tell: Any) -> None:
         await stage.supervisor.stop()
         with pytest.raises(EngineDied, match="shut down"):
             await waiting
-        with pytest.raises(EngineNotStarted, match="shutting down"):
-            await stage.supervisor.ensure_started()
+        with pytest.raises(TimeoutError):  # the next server will do it
+            await asyncio.wait_for(stage.supervisor.ensure_started(), 0.05)
         assert stage.told == ["started"]
 
     tell(story)
