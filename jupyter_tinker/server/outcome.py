@@ -28,4 +28,5 @@ class Outcome:
     result: Result
     change: Change | None = None
     step: StepRow | None = None
+    not_finite: bool = False  # that is why the step was skipped
     records: Sequence[Work] = ()  # done in the transaction that stores it

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import fields
 from typing import Any, Protocol
 
 from ..wire import ops, tinker
@@ -182,4 +183,5 @@ def _recall(run: Run, operation: OperationRow) -> None:
     if (stats := operation.data.get("stats")) is not None:
         run.totals.add(ops.ForwardBackwardStats(**stats))
     if operation.kind == "spoiled":
-        run.spoiled = Spoiled(operation.data["reason"], operation.data["skips"])
+        known = {f.name: operation.data[f.name] for f in fields(Spoiled)}
+        run.spoiled = Spoiled(**known)

@@ -85,6 +85,7 @@ class Spoiled:
 
     reason: str
     skips: bool
+    not_finite: bool = False  # a loss or a gradient is
 
 
 @dataclass(eq=False)

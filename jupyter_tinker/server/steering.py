@@ -92,14 +92,18 @@ class Steering:
             records.append(partial(note, kind="control_changed", **changed))
         return [partial(_store_controls, run.id, after), *records]
 
-    def stepped(self, run: Run, row: StepRow) -> Sequence[Work]:
-        """Count a step, and look whether a rule wants the run paused; what is to be recorded."""
+    def stepped(self, run: Run, row: StepRow, not_finite: bool) -> Sequence[Work]:
+        """Count a step, and look whether a rule wants the run paused; what is to be recorded.
+
+        `not_finite`: that is why it was skipped.
+        """
         after = run.controls.after_step() if row.skipped is None else run.controls
         records: list[Work] = []
-        alarm = self._guard(run).look(run.controls.guards, row.step, row.loss_mean, row.skipped)
+        why = row.skipped if not_finite else None
+        alarm = self._guard(run).look(run.controls.guards, row.step, row.loss_mean, why)
         paused = alarm is not None
-        if alarm is None and row.skipped is not None:
-            alarm = Alarm("non_finite", row.skipped)
+        if alarm is None and why is not None:
+            alarm = Alarm("non_finite", why)
         if alarm is not None:
             after = after.pause(alarm.reason) if paused else after
             guard = partial(self._events.record, run_id=run.id, step=row.step, kind="guard")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -56,7 +56,7 @@ class Trainer:
         revival: Revival,
         snapshots: Snapshots,
         turns: Turns,
-        stepped: Callable[[Run, StepRow], Sequence[Work]],
+        stepped: Callable[[Run, StepRow, bool], Sequence[Work]],
         log: Any,
     ) -> None:
         self._supervisor = supervisor
@@ -192,7 +192,7 @@ class Trainer:
         if outcome.step is not None:
             records.append(partial(self._events.record_step, row=outcome.step))
             try:
-                records += self._stepped(run, outcome.step)
+                records += self._stepped(run, outcome.step, outcome.not_finite)
             except Exception:  # what is done is done, and is to be told
                 self._log.exception("The rules of run %s could not be applied.", run.id)
         self._futures.complete(request, outcome.result, operation=row, records=records)
@@ -273,7 +273,7 @@ class Trainer:
         run.totals.add(stats)
         run.computed += stats.seconds
         if stats.not_finite is not None:
-            spoiled = Spoiled(stats.not_finite, skips=True)
+            spoiled = Spoiled(stats.not_finite, skips=True, not_finite=True)
             return Outcome(result, _spoil(run, spoiled, stats=asdict(stats)))
         change = Change("forward_backward", of_payload=True, data={"stats": asdict(stats)})
         return Outcome(result, change)
@@ -289,7 +289,8 @@ class Trainer:
         if stats.skipped is None:
             data = {"adam": asdict(used), "grad_norm": stats.grad_norm}
             change = Change("optim_step", data=data)
-        return self._outcome_of_step(run, asked, used, stats, change)
+        outcome = self._outcome_of_step(run, asked, used, stats, change)
+        return replace(outcome, not_finite=stats.skipped is not None)
 
     async def _not_stepped(
         self, run: Run, asked: ops.AdamParams, used: ops.AdamParams, spoiled: Spoiled
@@ -306,7 +307,8 @@ class Trainer:
                 memory_bytes=0,
                 skipped=spoiled.reason,
             )
-            return self._outcome_of_step(run, asked, used, stats, Change("zero_grad"))
+            outcome = self._outcome_of_step(run, asked, used, stats, Change("zero_grad"))
+            return replace(outcome, not_finite=spoiled.not_finite)
         run.totals, run.spoiled = StepTotals(), None
         sentence = (
             f"This optim_step was not done because {spoiled.reason}; the gradients of the step "

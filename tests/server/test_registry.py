@@ -199,7 +199,7 @@ def test_a_request_that_is_sent_again_is_the_first_one(tmp_path: Path) -> None:
 
 def test_what_was_accumulated_is_recalled(tmp_path: Path) -> None:
     async def story(life: Life) -> None:
-        spoiled = {"reason": "the loss is not finite", "skips": True}
+        spoiled = {"reason": "the loss is not finite", "skips": True, "not_finite": True}
         infinite = {**STATS, "loss_sum": None, "not_finite": "the loss is not finite"}
         life.store(
             run_row(),
@@ -212,7 +212,7 @@ def test_what_was_accumulated_is_recalled(tmp_path: Path) -> None:
         )
         run = await life.registry.get(RUN)
         assert (run.step, run.place.head, run.place.branch) == (1, 6, 0)
-        assert run.spoiled == Spoiled("the loss is not finite", skips=True)
+        assert run.spoiled == Spoiled("the loss is not finite", skips=True, not_finite=True)
         totals = run.totals
         assert (totals.tokens, totals.datums, totals.weight_sum) == (30, 6, 9.0)
         assert totals.loss_mean is None  # one of the losses is no number
