@@ -58,9 +58,11 @@ class Client:
         self._draw = np.random.default_rng(0)
 
     def go(self, turns: list[Turn]) -> Recording:
-        """All turns, and a checkpoint at the end."""
+        """All turns, a checkpoint at the end, and the end of the session."""
         try:
-            return self._go(turns)
+            recording = self._go(turns)
+            self._service.close("success").result()
+            return recording
         finally:
             self.finished = True
 
