@@ -128,11 +128,16 @@ class World:
         self._engine.after = lambda op: self._point(f"{op.name} done")
         service = make_service(self.folder, self._engine, database)
         service.start("here")
+        try:
+            return await self._tell_until_it_ends(service)
+        finally:
+            service._lock.release()  # as the end of its process does
+
+    async def _tell_until_it_ends(self, service: TinkerService) -> End | None:
         client = asyncio.create_task(self._tell(service))
         ends = [asyncio.create_task(e.wait()) for e in (self._over, self._stopping)]
         await asyncio.wait([client, *ends], return_when=asyncio.FIRST_COMPLETED)
         if self._over.is_set():
-            service._lock.release()  # as the end of its process does
             return None
         if self._stopping.is_set():
             stop = asyncio.create_task(service.stop())  # and who asks goes on to ask
