@@ -33,6 +33,13 @@ def page(db: Session, after: int, upto: int, runs: Set[str] | None, limit: int) 
     return [Encoded(event.id, event.run_id, encode(event)) for event in found]
 
 
+def of_run(db: Session, run_id: str, after: int, limit: int) -> list[Event]:
+    """The first `limit` events of a run with an id above `after`, without its steps."""
+    own = select(_EVENTS).where(_EVENTS.c.run_id == run_id, _EVENTS.c.id > after)
+    rows = db.execute(own.order_by(_EVENTS.c.id).limit(limit))
+    return [Event(**row._mapping) for row in rows]
+
+
 def _ids(db: Session, after: int, upto: int, runs: Set[str] | None, limit: int) -> list[int]:
     def part(table: Table) -> Select[tuple[int]]:
         return select(table.c.id).where(table.c.id > after, table.c.id <= upto)

@@ -188,6 +188,12 @@ class Events:
         ring = await self._opened()
         return await self._page(after, ring.newest, runs, limit or self.limits.page)
 
+    async def of_run(self, run_id: str, after: int, limit: int) -> list[Event]:
+        """The first `limit` events of a run above the id `after`, without its steps."""
+        return await asyncio.to_thread(
+            self._db.run, lambda db: event_history.of_run(db, run_id, after, limit)
+        )
+
     async def _page(
         self, after: int, upto: int, runs: Set[str] | None, limit: int
     ) -> list[Encoded]:

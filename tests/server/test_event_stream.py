@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -393,3 +394,28 @@ async def test_a_watcher_that_stops_reading_is_dropped_and_comes_back(
     async with watch("?after=0", Last_Event_ID=stalled.last_id) as stream:
         seen += [event.id for event in await stream.events(last)]
     assert seen == list(range(1, last + 1))
+
+
+async def test_what_happened_to_a_run_can_be_read_in_pages(
+    service: TinkerService, jp_fetch: Any
+) -> None:
+    run, other = add_run(service, "s"), add_run(service, "s", 1)
+    events = service.events
+    await events.emit(run, "control_changed", actor="ada", step=0, before={"x": 1}, after={"x": 2})
+    await add_steps(events, run, range(1, 4))
+    await events.emit(other, "resumed")
+    await events.emit(None, "engine_started")
+    await events.emit(run, "rewound", step=2, branch=1, abandoned={"branch": 0, "step": 3})
+
+    async def page(query: str = "") -> list[dict[str, Any]]:
+        answer = await jp_fetch("tinker", "runs", run, "events", params=dict(parse_qsl(query)))
+        found: list[dict[str, Any]] = json.loads(answer.body)["events"]
+        return found
+
+    changed, rewound = await page()
+    assert (changed["kind"], changed["actor"], changed["step"]) == ("control_changed", "ada", 0)
+    assert changed["data"] == {"before": {"x": 1}, "after": {"x": 2}}
+    assert (rewound["kind"], rewound["data"]["abandoned"]["step"]) == ("rewound", 3)
+    assert await page("limit=1") == [changed]
+    assert await page(f"after={changed['id']}") == [rewound]
+    assert await page(f"after={rewound['id']}") == []

@@ -161,11 +161,25 @@ class StepsHandler(TinkerHandler):
         self.finish(await asyncio.to_thread(_steps_body, rows))
 
 
+class RunEventsHandler(TinkerHandler):
+    """A page of what happened to a run beside its steps, oldest first; `after` as for steps."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, run_id: str) -> None:
+        await self.service.run(run_id)
+        after = self.int_argument("after", 0, 2**62)
+        limit = self.int_argument("limit", _PAGE, _PAGE)
+        found = await self.service.events.of_run(run_id, after, limit)
+        self.reply({"events": [event.to_json() for event in found]})
+
+
 HANDLERS = [
     (r"/status", StatusHandler),
     (r"/runs", RunsHandler),
     (r"/runs/([^/]+)", RunHandler),
     (r"/runs/([^/]+)/steps", StepsHandler),
+    (r"/runs/([^/]+)/events", RunEventsHandler),
     (r"/runs/([^/]+)/controls", ControlsHandler),
     (r"/runs/([^/]+)/rewind", RewindHandler),
     (r"/runs/([^/]+)/fork", ForkHandler),
