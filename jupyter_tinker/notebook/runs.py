@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .client import LONG, Client, RequestFailed, run_path
 from .connection import connect
 from .follow import follow
+from .tables import RunList
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -82,15 +83,15 @@ class Run:
 
     def __init__(self, client: Client, known: dict[str, Any]) -> None:
         self._client = client
-        self._known = known
+        self.known = known  # what the server said of it last
         self.id: str = known["run_id"]
         self.controls = RunControls(client, self.id)
 
     @property
     def info(self) -> dict[str, Any]:
         """All that the server says of the run, but its steps."""
-        self._known = self._client.get(run_path(self.id))
-        return self._known
+        self.known = self._client.get(run_path(self.id))
+        return self.known
 
     @property
     def state(self) -> str:
@@ -100,7 +101,7 @@ class Run:
     @property
     def last_step(self) -> dict[str, Any] | None:
         """The newest step of those that are known without asking."""
-        return self._known.get("last_step")
+        return self.known.get("last_step")
 
     def steps(self, after: int = 0) -> list[dict[str, Any]]:
         """All optimizer steps, oldest first, on whatever branch; with `after`, those whose `id` is
@@ -135,7 +136,7 @@ class Run:
     def rewind(self, step: int, branch: int | None = None) -> Run:
         """Set weights and optimizer back to what they were after a step, and go on from there on a
         new branch; answers when that is done. What came after is kept, as an abandoned branch."""
-        self._known = self._client.post(
+        self.known = self._client.post(
             f"{run_path(self.id)}/rewind", _place(step, branch), timeout=LONG
         )
         return self
@@ -155,14 +156,14 @@ class Run:
     def __repr__(self) -> str:
         """What is known without asking."""
         steps = f"step {self.last_step['step']}" if self.last_step else "no step yet"
-        return f"<Run {self.id}: {self._known.get('base_model')}, {steps}>"
+        return f"<Run {self.id}: {self.known.get('base_model')}, {steps}>"
 
 
 def _place(step: int, branch: int | None) -> dict[str, int]:
     return {"step": step} if branch is None else {"step": step, "branch": branch}
 
 
-def runs(url: str | None = None, key: str | None = None) -> list[Run]:
+def runs(url: str | None = None, key: str | None = None) -> RunList:
     """All runs of a server, the newest first. Raises `RequestFailed`."""
     return all_runs(connect(url, key))
 
@@ -172,8 +173,8 @@ def run(name: str = "latest", url: str | None = None, key: str | None = None) ->
     return resolve(connect(url, key), name)
 
 
-def all_runs(client: Client) -> list[Run]:
-    found: list[Run] = []
+def all_runs(client: Client) -> RunList:
+    found = RunList()
     while True:
         page = client.get(f"runs?limit={_PAGE}&offset={len(found)}")
         found += [Run(client, known) for known in page["runs"]]
