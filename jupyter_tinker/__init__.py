@@ -27,6 +27,12 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     load(shell)
 
 
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    from .notebook.magics import unload
+
+    unload(shell)
+
+
 def __getattr__(name: str) -> Any:
     """`jupyter_tinker.runs()`, `.run(id)` and `.Run`; imported when they are first used."""
     if name not in ("Run", "run", "runs"):

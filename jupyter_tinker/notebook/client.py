@@ -54,11 +54,16 @@ class Client:
         """The JSON that a body is answered with. Raises `RequestFailed`."""
         return self._json(self.open(path, body, timeout=timeout))
 
+    def delete(self, path: str, *, timeout: float = _PATIENCE) -> Any:
+        """The JSON that deleting what is at `path` is answered with. Raises `RequestFailed`."""
+        return self._json(self.open(path, method="DELETE", timeout=timeout))
+
     def open(
         self,
         path: str,
         body: dict[str, Any] | None = None,
         *,
+        method: str | None = None,
         headers: dict[str, str] | None = None,
         timeout: float = _PATIENCE,
     ) -> HTTPResponse:
@@ -66,7 +71,8 @@ class Client:
         data = None if body is None else json.dumps(body).encode()
         sent = {"X-API-Key": self.key, "Content-Type": "application/json", **(headers or {})}
         try:
-            request = urllib.request.Request(f"{self.url}/{path}", data, sent)
+            url = f"{self.url}/{path}"
+            request = urllib.request.Request(url, data, sent, method=method)
             answer: HTTPResponse = _OPENER.open(request, timeout=timeout)
             return answer
         except urllib.error.HTTPError as error:

@@ -53,7 +53,9 @@ class Command:
     @property
     def help(self) -> str:
         """All that there is to say, in paragraphs."""
-        return "\n\n    ".join(filter(None, (self.summary, self.details, RUN)))
+        text = "\n\n".join((self.summary, self.details, RUN if "RUN" in self.usage else ""))
+        paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+        return "\n\n".join(filter(None, paragraphs))
 
 
 def whole(text: str, what: str) -> int:

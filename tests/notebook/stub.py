@@ -62,6 +62,7 @@ class Stub:
         self.asked: list[tuple[str, str, Any]] = []
         self.answers: list[tuple[int, bytes, dict[str, str]]] = []  # instead of the usual ones
         self.page = 1000
+        self.keys: dict[str, float | None] = {}  # name -> when it was revoked
         self.watchers: set[_Events] = set()
         self.loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -199,6 +200,35 @@ class _Steps(_Handler):
         self.finish({"steps": rows[: self.stub.page]})
 
 
+class _RunEvents(_Handler):
+    def get(self, run_id: str) -> None:
+        after = int(self.get_query_argument("after", "0"))
+        found = [e for e in self.stub.events if e["id"] > after and e["run_id"] == run_id]
+        self.finish({"events": [e for e in found if e["kind"] != "step"][: self.stub.page]})
+
+
+class _Keys(_Handler):
+    def get(self) -> None:
+        named = self.stub.keys.items()
+        keys = [{"name": name, "created_at": 1.7e9, "revoked_at": at} for name, at in named]
+        self.finish({"keys": keys})
+
+    def post(self) -> None:
+        name = json.loads(self.request.body)["name"]
+        if name in self.stub.keys:
+            return self.refuse(400, f"There is a key named {name!r} already; revoke it first.")
+        self.stub.keys[name] = None
+        self.finish({"name": name, "key": f"tml-key-{name}"})
+
+
+class _Key(_Handler):
+    def delete(self, name: str) -> None:
+        if name not in self.stub.keys:
+            return self.refuse(400, f"There is no key named {name!r}.")
+        self.stub.keys[name] = 1.7e9
+        self.finish({})
+
+
 class _Controls(_Handler):
     def get(self, run_id: str) -> None:
         self.finish(self.of(run_id).controls.to_json())
@@ -261,8 +291,11 @@ _ROUTES: list[Any] = [
     ("/tinker/runs", _Runs),
     (_RUN, _Run),
     (f"{_RUN}/steps", _Steps),
+    (f"{_RUN}/events", _RunEvents),
     (f"{_RUN}/controls", _Controls),
     (f"{_RUN}/rewind", _Rewind),
     (f"{_RUN}/fork", _Fork),
     ("/tinker/events", _Events),
+    ("/tinker/keys", _Keys),
+    ("/tinker/keys/([^/]+)", _Key),
 ]
