@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
-from typing import Any
+
+from IPython.core.completer import (
+    CompletionContext,
+    SimpleCompletion,
+    SimpleMatcherResult,
+    context_matcher,
+)
 
 from . import connection
 from .client import RequestFailed
@@ -13,22 +18,27 @@ from .servers import running_servers
 from .session import OWN
 
 # Of a line up to the cursor: also `path = %tinker ...`, and without % where that can be left out.
-PLACE = r"\s*([\w, ]+=\s*)?%?tinker\s"
+_PLACE = re.compile(r"\s*([\w, ]+=\s*)?%?tinker\s")
 _PATIENCE = 1.0  # seconds that a person who presses Tab may be kept waiting
 _RUNS = 50
 
 
-def complete(_: Any, event: SimpleNamespace) -> list[str]:
-    """IPython's hook: what may stand in the place of `event.symbol`."""
-    line: str = event.text_until_cursor
-    behind = re.match(PLACE, line)
+@context_matcher(identifier="jupyter_tinker")
+def complete(context: CompletionContext) -> SimpleMatcherResult:
+    """What may stand in the place of the word that is begun, and nothing of Python beside it."""
+    line = context.text_until_cursor
+    behind = _PLACE.match(line)
     if behind is None:
-        return []
+        return {"completions": []}
     *words, begun = line[behind.end() :].split(" ")
-    # IPython completes what is behind the last of some signs, which run ids and URLs have, too.
-    known = max(len(begun) - len(event.symbol), 0)
     offers = _offers([word for word in words if word])
-    return [offer[known:] for offer in offers if offer.startswith(begun)]
+    return {
+        "completions": [SimpleCompletion(word) for word in offers if word.startswith(begun)],
+        # IPython's own is what stands behind the last colon or slash; ids and URLs have some.
+        "matched_fragment": begun,
+        "ordered": True,
+        "suppress": True,
+    }
 
 
 def _offers(words: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ def load(shell: InteractiveShell) -> None:
     """Add `%tinker`; find this kernel's server and say so in a line, or why there is none."""
     session = Session(shell)
     shell.magics_manager.register_function(magic(session), "line", "tinker")
-    shell.set_hook("complete_command", completion.complete, re_key=completion.PLACE)
+    shell.Completer.custom_matchers.append(completion.complete)
     try:
         print(Status(session.client(), brief=True))
     except RequestFailed as error:
@@ -34,9 +34,9 @@ def load(shell: InteractiveShell) -> None:
 def unload(shell: InteractiveShell) -> None:
     """Take `%tinker` away."""
     shell.magics_manager.magics["line"].pop("tinker", None)
-    hooks = shell.strdispatchers["complete_command"].regexs
-    for place in [place for place in hooks if place.pattern == completion.PLACE]:
-        del hooks[place]
+    matchers = shell.Completer.custom_matchers
+    if completion.complete in matchers:
+        matchers.remove(completion.complete)
 
 
 def magic(session: Session) -> Callable[[str], Any]:
