@@ -86,11 +86,19 @@ class Client:
     def history(self, run_id: str, after: int = 0) -> list[dict[str, Any]]:
         """A run's optimizer steps, oldest first, as the server keeps them: those whose `id` is
         above `after`."""
-        steps: list[dict[str, Any]] = []
-        while page := self.get(f"{run_path(run_id)}/steps?after={after}")["steps"]:
-            steps += page
+        return self._all(run_id, "steps", after)
+
+    def past_events(self, run_id: str, after: int = 0) -> list[dict[str, Any]]:
+        """What happened to a run beside its steps, oldest first: events whose `id` is above
+        `after`."""
+        return self._all(run_id, "events", after)
+
+    def _all(self, run_id: str, what: str, after: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while page := self.get(f"{run_path(run_id)}/{what}?after={after}")[what]:
+            found += page
             after = page[-1]["id"]
-        return steps
+        return found
 
     def _json(self, answer: HTTPResponse) -> Any:
         try:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from .client import LONG, Client, RequestFailed, run_path
 from .connection import connect
 from .follow import follow
+from .lineage import line
 from .tables import RunList
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from plotly.graph_objects import Figure
 
 _PAGE = 1000
 _LEFT = object()  # what is left as it is
@@ -108,8 +110,18 @@ class Run:
         above it."""
         return self._client.history(self.id, after)
 
-    def history(self) -> DataFrame:
-        """`steps` as a table of pandas. Raises `ImportError` where that is not installed."""
+    def line(
+        self, steps: list[dict[str, Any]] | None = None, *, branch: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The steps that led to where the run is, or to the end of a branch: without those that a
+        rewind has abandoned. `steps` are all of them, if they are at hand."""
+        steps = self.steps() if steps is None else steps
+        info = self.info
+        return line(steps, info["branches"], info["branch"] if branch is None else branch)
+
+    def history(self, *, branch: int | None = None, all_branches: bool = False) -> DataFrame:
+        """`line`, or all steps, as a table of pandas. Raises `ImportError` where that is not
+        installed."""
         try:
             import pandas
         except ImportError:
@@ -117,7 +129,14 @@ class Run:
                 "A history is a DataFrame of pandas, which is not installed here: "
                 "pip install pandas, or use steps(), a list of dictionaries."
             ) from None
-        return pandas.DataFrame(self.steps())
+        return pandas.DataFrame(self.steps() if all_branches else self.line(branch=branch))
+
+    def figure(self, *, smoothing: float = 0.9) -> Figure:
+        """A plotly figure of loss, gradient norm and learning rate as they are now, with what was
+        done to the run; abandoned branches are grey."""
+        from .figures import figure
+
+        return figure(self, smoothing=smoothing)
 
     def pause(self) -> Run:
         """Let the run do nothing from its next training operation on; its client waits."""
@@ -149,6 +168,10 @@ class Run:
         )["path"]
         return path
 
+    def past_events(self, after: int = 0) -> list[dict[str, Any]]:
+        """What happened to the run beside its steps, until now, oldest first."""
+        return self._client.past_events(self.id, after)
+
     def events(self, after: int | None = None) -> Iterator[dict[str, Any]]:
         """What happens to the run, as it happens; from after the event `after`, if one is given."""
         return follow(self._client, [self.id], after)
@@ -171,6 +194,15 @@ def runs(url: str | None = None, key: str | None = None) -> RunList:
 def run(name: str = "latest", url: str | None = None, key: str | None = None) -> Run:
     """One run of a server: see `resolve`. Raises `RequestFailed`."""
     return resolve(connect(url, key), name)
+
+
+def compare(*runs: Run | str, smoothing: float = 0.9) -> Figure:
+    """A plotly figure of several runs, which may be given by their names. Raises
+    `RequestFailed`."""
+    from . import figures
+
+    named = [run(one) if isinstance(one, str) else one for one in runs]
+    return figures.compare(named, smoothing=smoothing)
 
 
 def all_runs(client: Client) -> RunList:

@@ -93,7 +93,7 @@ class Stub:
     def happen(self, run_id: str | None, kind: str, *, step: int | None = None, **data: Any) -> int:
         """Add an event, which watchers get."""
         number = self.events[-1]["id"] + 1 if self.events else 1
-        data = {"step": step, **data} if kind == "step" else data
+        data = {"step": step, **data} if kind in ("step", "rewound") else data
         self.events.append(
             {
                 "id": number,
@@ -250,7 +250,10 @@ class _Rewind(_Handler):
         step = body["step"]
         if step > len(run.steps):
             return self.refuse(400, f"The run has no step {step} on this branch.")
-        run.branches.append({"number": len(run.branches) + 1, "step": step, "actor": "ada"})
+        number = len(run.branches) + 1
+        parent = body.get("branch", number - 1)
+        branch = {"number": number, "parent": parent, "step": step, "actor": "ada"}
+        run.branches.append(branch)
         self.finish(run.json())
 
 
