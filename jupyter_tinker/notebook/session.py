@@ -120,11 +120,14 @@ def _key(session: Session, arguments: Sequence[str]) -> Answer:
 def _panel(session: Session, arguments: Sequence[str]) -> Answer:
     try:
         panel: Any = import_module("jupyter_tinker.notebook.panel").Panel
-    except ImportError as error:
-        raise Misuse(f"There is no panel here: {error}.") from None
-    session.client()
-    runs = [session.run(name).id for name in arguments]
-    return Answer("", panel(*runs))
+        session.client()
+        if len(arguments) < 2:
+            return Answer("", panel(*[session.run(name).id for name in arguments]))
+        widgets: Any = import_module("ipywidgets")
+        runs = [session.run(name).id for name in arguments]
+        return Answer("", widgets.VBox([panel(run) for run in runs]))
+    except (ImportError, FileNotFoundError) as error:
+        raise Misuse(f"There is no panel here: {error}") from None
 
 
 OWN = {
@@ -154,7 +157,7 @@ OWN = {
             "panel [RUN ...]",
             "Show curves and controls of runs, live.",
             _panel,
-            "Without a run it follows what starts.",
+            "Without a run it follows what starts; of several, one stands below the other.",
         ),
     )
 }

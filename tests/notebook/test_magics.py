@@ -226,17 +226,32 @@ def test_keys(loaded: Stub, cell: Cell, shell: InteractiveShell) -> None:
     assert "revoked" in cell("%tinker key list")[0]
 
 
-def test_the_panel(loaded: Stub, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_panel(
+    loaded: Stub, cell: Cell, shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "jupyter_tinker.notebook.panel", None)
     _, complained = cell("%tinker panel")
     assert complained.startswith("UsageError: There is no panel here: ")
     made: list[Any] = []
-    module = SimpleNamespace(Panel=lambda *runs: made.append(runs))
+    module = SimpleNamespace(Panel=lambda run=None: made.append(run))
     monkeypatch.setitem(sys.modules, "jupyter_tinker.notebook.panel", module)
+    monkeypatch.setitem(sys.modules, "ipywidgets", SimpleNamespace(VBox=len))
     assert cell("%tinker panel") == ("", "")
-    cell(f"%tinker panel latest {FIRST[:6]}")
-    assert made == [(), (THIRD, FIRST)]
+    cell("%tinker panel latest")
+    assert made == [None, THIRD]
+    cell(f"both = %tinker panel latest {FIRST[:6]}")
+    assert made[2:] == [THIRD, FIRST]
+    assert shell.user_ns["both"] == 2
     assert "no run 'zzz'" in cell("%tinker panel zzz")[1]
+
+    def unbuilt(run: str | None = None) -> None:
+        raise FileNotFoundError("panel.js is missing: run `make panel`.")
+
+    module.Panel = unbuilt
+    _, complained = cell("%tinker panel")
+    assert complained == (
+        "UsageError: There is no panel here: panel.js is missing: run `make panel`.\n"
+    )
 
 
 # What cannot be
