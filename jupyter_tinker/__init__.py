@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from .notebook.runs import Run, run, runs
+    from .notebook.runs import Run, compare, run, runs
 
-__all__ = ["Run", "__version__", "run", "runs"]
+__all__ = ["Run", "__version__", "compare", "run", "runs"]
 
 __version__ = "0.1.0"
 
@@ -27,9 +27,15 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     load(shell)
 
 
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    from .notebook.magics import unload
+
+    unload(shell)
+
+
 def __getattr__(name: str) -> Any:
-    """`jupyter_tinker.runs()`, `.run(id)` and `.Run`; imported when they are first used."""
-    if name not in ("Run", "run", "runs"):
+    """`jupyter_tinker.runs()` and the like; imported when they are first used."""
+    if name not in ("Run", "compare", "run", "runs"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .notebook import runs as module
 

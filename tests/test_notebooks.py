@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -13,6 +15,8 @@ from jupyter_tinker.notebook.connection import KEY, URL, ConnectionFailed, conne
 from tests.servers import Server, start_server
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+PLOTLY = "application/vnd.plotly.v1+json"
+Execute = Callable[[str], nbformat.NotebookNode]
 
 
 @pytest.fixture(scope="module")
@@ -35,29 +39,80 @@ def in_a_kernel_of(monkeypatch: pytest.MonkeyPatch):
     return pretend
 
 
+@pytest.fixture
+def execute(server: Server, in_a_kernel_of) -> Execute:
+    """Executes a notebook from top to bottom; gives it with its outputs."""
+
+    def run(name: str) -> nbformat.NotebookNode:
+        in_a_kernel_of(server)
+        # nbclient's kernels belong to this process and not to the server: they are told of it.
+        os.environ.update({URL: server.url, KEY: server.key})
+        notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+        NotebookClient(notebook, timeout=600).execute()
+        return notebook
+
+    return run
+
+
+def outputs_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def text_of(notebook: nbformat.NotebookNode) -> str:
+    """All that was printed."""
+    return "".join(output.get("text", "") for output in outputs_of(notebook))
+
+
+def figures_of(notebook: nbformat.NotebookNode) -> list[set[str]]:
+    """The names of the curves of each figure."""
+    shown = [output.get("data", {}) for output in outputs_of(notebook)]
+    figures = [data[PLOTLY] for data in shown if PLOTLY in data]
+    return [{trace["name"] for trace in figure["data"]} for figure in figures]
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore")  # of the client that plays the browser
-def test_quickstart(server: Server, in_a_kernel_of) -> None:
-    in_a_kernel_of(server)
-    # nbclient's kernels belong to this process and not to the server; they are told where it is.
-    os.environ.update({URL: server.url, KEY: server.key})
-    notebook = nbformat.read(NOTEBOOKS / "quickstart.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=600).execute()
-    text = "".join(
-        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
-    )
+def test_quickstart(server: Server, execute: Execute) -> None:
+    notebook = execute("quickstart.ipynb")
+    text = text_of(notebook)
     assert f"Tinker at {server.url}" in text
     assert "held-out loss:" in text
+    assert "0.0005, half of what the client asks, from its next step on" in text
+    assert "asked 0.001, used 0.0005" in text
     (answers,) = (cell for cell in notebook.cells if "sampler.sample(" in cell.source)
     assert answers.outputs[0].text.count("ay") > 4, "it speaks pig latin"
-    figures = [
-        output["data"]["application/vnd.plotly.v1+json"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "application/vnd.plotly.v1+json" in output.get("data", {})
-    ]
-    assert [len(figure["data"]) for figure in figures] == [2]
+    assert figures_of(notebook) == [{"training", "held out"}]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore")
+def test_external_client(server: Server, execute: Execute) -> None:
+    notebook = execute("external_client.ipynb")
+    text = text_of(notebook)
+    assert "asked 0.001, used 0.0005" in text
+    assert "is at step 3 again, on branch 1" in text
+    _, ended, log = text.partition("ended with 0")
+    assert ended
+    # The script, too, saw what was used, and at the end what it asks.
+    assert "learning rate 0.0005" in log
+    last = log.partition("request 40: ")[2].partition("\n")[0]
+    assert last.endswith("learning rate 0.001")
+    (curves,) = figures_of(notebook)
+    assert {"loss, smoothed", "abandoned branch 0", "controls", "rewind", "pause"} <= curves
+    (key,) = server.fetch("tinker/keys")[1]["keys"]
+    assert key["revoked_at"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore")
+def test_rl(execute: Execute) -> None:
+    text = text_of(execute("rl.ipynb"))
+    found = re.search(r"of the held-out problems: (\d+)% before, (\d+)% after", text)
+    assert found is not None
+    assert int(found[2]) >= int(found[1]) + 10
 
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)

@@ -11,19 +11,10 @@ from .. import __version__
 from ..server.extension import TinkerExtension
 from .export import ExportCommand
 from .gc import GcCommand
-from .history import ForkCommand, RewindCommand
 from .keys import KeyCommand
 from .models import ModelsCommand, PullCommand
 from .runs import RunsCommand
-from .steering import (
-    ClipCommand,
-    DecayCommand,
-    GuardCommand,
-    LrCommand,
-    PauseCommand,
-    ResumeCommand,
-    StepCommand,
-)
+from .steering import STEERING
 from .watch import WatchCommand
 
 _SERVE_HELP = "Without a command: start a Jupyter server with nothing but the Tinker API."
@@ -39,15 +30,7 @@ class TinkerApp(JupyterApp):
         "key": (KeyCommand, KeyCommand.description),
         "runs": (RunsCommand, RunsCommand.description),
         "watch": (WatchCommand, WatchCommand.__doc__),
-        "lr": (LrCommand, LrCommand.__doc__),
-        "clip": (ClipCommand, ClipCommand.__doc__),
-        "decay": (DecayCommand, DecayCommand.__doc__),
-        "pause": (PauseCommand, PauseCommand.__doc__),
-        "resume": (ResumeCommand, ResumeCommand.__doc__),
-        "step": (StepCommand, StepCommand.__doc__),
-        "rewind": (RewindCommand, RewindCommand.__doc__),
-        "fork": (ForkCommand, ForkCommand.__doc__),
-        "guard": (GuardCommand, GuardCommand.__doc__),
+        **{name: (command, command.__doc__) for name, command in STEERING.items()},
         "gc": (GcCommand, GcCommand.__doc__),
         "export": (ExportCommand, ExportCommand.__doc__),
     }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from textwrap import dedent, indent
 from typing import NoReturn
 
@@ -80,13 +79,3 @@ class Command(JupyterApp):
 
     def catalog(self) -> Catalog:
         return Catalog(parent=TinkerExtension(config=self.config))
-
-
-def when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        print("  ".join(map(str.ljust, row, widths)).rstrip())

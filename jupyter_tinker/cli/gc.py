@@ -9,10 +9,11 @@ from pathlib import Path
 from jupyter_core.application import base_aliases, base_flags
 from traitlets import Bool, Float
 
+from ..notebook.tables import Table
 from ..server.events import Events
 from ..server.extension import TinkerExtension
 from ..server.retention import Retention, Size
-from .base import Command, print_table
+from .base import Command
 
 _DAY = 86_400.0
 
@@ -43,7 +44,7 @@ class GcCommand(Command):
         if not dropped:
             print(f"No run has a history and was not used for {self.older_than:g} days.")
             return
-        print_table(("RUN", "MB"), [(size.run_id, f"{size.total / 1e6:.1f}") for size in dropped])
+        print(Table(("RUN", "MB"), [(size.run_id, f"{size.total / 1e6:.1f}") for size in dropped]))
         would = "would be" if self.dry_run else "are"
         print(f"{sum(size.total for size in dropped) / 1e6:.1f} MB {would} free.")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 
+from ..notebook.tables import keys_table
 from ..server.keys import Keys
-from .base import Command, print_table, when
+from .base import Command
 
 
 class KeyCommand(Command):
@@ -23,10 +25,6 @@ class KeyCommand(Command):
                 keys.revoke(name)
                 print(f"The key {name!r} opens nothing any more.")
             case ["list"]:
-                rows = [
-                    (key.name, when(key.created_at), "revoked" if key.revoked_at else "live")
-                    for key in keys.list()
-                ]
-                print_table(("NAME", "CREATED", "STATE"), rows)
+                print(keys_table([asdict(key) for key in keys.list()]))
             case _:
                 self.misused()

@@ -10,9 +10,6 @@ from ..notebook.connection import connect
 from ..notebook.runs import Run, resolve
 from .base import Command
 
-RUN = """RUN is a run's id, a beginning of it that no other id has, `latest`, or `latest~N` for the
-    one that N newer ones came after."""
-
 
 class ServerCommand(Command):
     """A command that asks the server that --url names, else TINKER_BASE_URL, else the one that
@@ -39,15 +36,3 @@ class ServerCommand(Command):
 
     def run(self, name: str) -> Run:
         return resolve(self.client(), name)
-
-    def whole(self, text: str, what: str) -> int:
-        """The number that an argument gives; else the command fails."""
-        if text.isascii() and text.isdecimal() and len(text) < 10:
-            return int(text)
-        self.fail(f"{what} is a whole number, and not {text[:50]!r}")
-
-    def number(self, text: str, what: str) -> float:
-        try:
-            return float(text)
-        except ValueError:
-            self.fail(f"{what} is a number, and not {text[:50]!r}")

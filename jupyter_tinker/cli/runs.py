@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 from ..notebook.connection import ConnectionFailed
+from ..notebook.tables import runs_table
 from ..server.journal import Journal
-from .base import print_table, when
+from ..server.schema import RunRow, StepRow
 from .remote import ServerCommand
 
 _MOST = 100
 _PATIENCE = 5.0  # seconds for a server to say that it is there
-
-
-@dataclass(frozen=True)
-class _Line:
-    id: str
-    base_model: str
-    created_at: float
-    step: int
-    loss: float | None
-    state: str | None
-
-    def cells(self) -> tuple[str, ...]:
-        loss = "" if self.loss is None else f"{self.loss:.4f}"
-        state = () if self.state is None else (self.state,)
-        return (self.id, self.base_model, str(self.step), loss, *state, when(self.created_at))
 
 
 class RunsCommand(ServerCommand):
@@ -39,14 +24,10 @@ class RunsCommand(ServerCommand):
     def act(self, arguments: list[str]) -> None:
         if arguments:
             self.misused()
-        lines = self._of_the_server()
-        if lines is None:
-            lines = asyncio.run(self._of_the_database())
-        state = ("STATE",) if lines and lines[0].state is not None else ()
-        head = ("RUN", "BASE MODEL", "STEPS", "LOSS", *state, "CREATED")
-        print_table(head, [line.cells() for line in lines])
+        runs = self._of_the_server()
+        print(runs_table(asyncio.run(self._of_the_database()) if runs is None else runs))
 
-    def _of_the_server(self) -> list[_Line] | None:
+    def _of_the_server(self) -> list[dict[str, Any]] | None:
         """None if there is none. Raises `ConnectionFailed` for one that was named."""
         try:
             client = self.client(timeout=_PATIENCE)
@@ -54,9 +35,11 @@ class RunsCommand(ServerCommand):
             if self.url:
                 raise
             return None
-        return [_line(run) for run in client.get(f"runs?limit={_MOST}")["runs"]]
+        runs: list[dict[str, Any]] = client.get(f"runs?limit={_MOST}")["runs"]
+        return runs
 
-    async def _of_the_database(self) -> list[_Line]:
+    async def _of_the_database(self) -> list[dict[str, Any]]:
+        """What the server would say of them, without their state."""
         database = self.database()
         try:
             journal = Journal(database, server="")
@@ -64,27 +47,13 @@ class RunsCommand(ServerCommand):
             last = await journal.last_steps([row.id for row in rows])
         finally:
             await database.close()
-        found = [(row, last.get(row.id)) for row in rows]
-        return [
-            _Line(
-                row.id,
-                row.base_model,
-                row.created_at,
-                step.step if step else 0,
-                step.loss_mean if step else None,
-                None,
-            )
-            for row, step in found
-        ]
+        return [_known(row, last.get(row.id)) for row in rows]
 
 
-def _line(run: dict[str, Any]) -> _Line:
-    last = run["last_step"] or {"step": 0, "loss_mean": None}
-    return _Line(
-        run["run_id"],
-        run["base_model"],
-        run["created_at"],
-        last["step"],
-        last["loss_mean"],
-        run.get("state", ""),
-    )
+def _known(row: RunRow, last: StepRow | None) -> dict[str, Any]:
+    return {
+        "run_id": row.id,
+        "base_model": row.base_model,
+        "created_at": row.created_at,
+        "last_step": last and {"step": last.step, "loss_mean": last.loss_mean},
+    }

@@ -54,11 +54,16 @@ class Client:
         """The JSON that a body is answered with. Raises `RequestFailed`."""
         return self._json(self.open(path, body, timeout=timeout))
 
+    def delete(self, path: str, *, timeout: float = _PATIENCE) -> Any:
+        """The JSON that deleting what is at `path` is answered with. Raises `RequestFailed`."""
+        return self._json(self.open(path, method="DELETE", timeout=timeout))
+
     def open(
         self,
         path: str,
         body: dict[str, Any] | None = None,
         *,
+        method: str | None = None,
         headers: dict[str, str] | None = None,
         timeout: float = _PATIENCE,
     ) -> HTTPResponse:
@@ -66,7 +71,8 @@ class Client:
         data = None if body is None else json.dumps(body).encode()
         sent = {"X-API-Key": self.key, "Content-Type": "application/json", **(headers or {})}
         try:
-            request = urllib.request.Request(f"{self.url}/{path}", data, sent)
+            url = f"{self.url}/{path}"
+            request = urllib.request.Request(url, data, sent, method=method)
             answer: HTTPResponse = _OPENER.open(request, timeout=timeout)
             return answer
         except urllib.error.HTTPError as error:
@@ -80,11 +86,19 @@ class Client:
     def history(self, run_id: str, after: int = 0) -> list[dict[str, Any]]:
         """A run's optimizer steps, oldest first, as the server keeps them: those whose `id` is
         above `after`."""
-        steps: list[dict[str, Any]] = []
-        while page := self.get(f"{run_path(run_id)}/steps?after={after}")["steps"]:
-            steps += page
+        return self._all(run_id, "steps", after)
+
+    def past_events(self, run_id: str, after: int = 0) -> list[dict[str, Any]]:
+        """What happened to a run beside its steps, oldest first: events whose `id` is above
+        `after`."""
+        return self._all(run_id, "events", after)
+
+    def _all(self, run_id: str, what: str, after: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while page := self.get(f"{run_path(run_id)}/{what}?after={after}")[what]:
+            found += page
             after = page[-1]["id"]
-        return steps
+        return found
 
     def _json(self, answer: HTTPResponse) -> Any:
         try:

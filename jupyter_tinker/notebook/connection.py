@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from .client import Client, RequestFailed
+from .servers import running_servers
 
 URL = "TINKER_BASE_URL"
 KEY = "TINKER_API_KEY"
@@ -49,10 +50,7 @@ def find(url: str | None = None, key: str | None = None) -> Client:
 
 
 def _running() -> dict[str, Any]:
-    # Imported here: it takes a second, and whoever names a server does without it.
-    from jupyter_server.serverapp import list_running_servers
-
-    servers = list(list_running_servers())
+    servers = running_servers()
     parent = os.environ.get("JPY_PARENT_PID")
     if parent is not None:
         servers = [server for server in servers if str(server["pid"]) == parent]

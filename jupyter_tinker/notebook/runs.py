@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 from .client import LONG, Client, RequestFailed, run_path
 from .connection import connect
 from .follow import follow
+from .lineage import line
+from .tables import RunList
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from plotly.graph_objects import Figure
 
 _PAGE = 1000
 _LEFT = object()  # what is left as it is
@@ -82,15 +85,15 @@ class Run:
 
     def __init__(self, client: Client, known: dict[str, Any]) -> None:
         self._client = client
-        self._known = known
+        self.known = known  # what the server said of it last
         self.id: str = known["run_id"]
         self.controls = RunControls(client, self.id)
 
     @property
     def info(self) -> dict[str, Any]:
         """All that the server says of the run, but its steps."""
-        self._known = self._client.get(run_path(self.id))
-        return self._known
+        self.known = self._client.get(run_path(self.id))
+        return self.known
 
     @property
     def state(self) -> str:
@@ -100,15 +103,25 @@ class Run:
     @property
     def last_step(self) -> dict[str, Any] | None:
         """The newest step of those that are known without asking."""
-        return self._known.get("last_step")
+        return self.known.get("last_step")
 
     def steps(self, after: int = 0) -> list[dict[str, Any]]:
         """All optimizer steps, oldest first, on whatever branch; with `after`, those whose `id` is
         above it."""
         return self._client.history(self.id, after)
 
-    def history(self) -> DataFrame:
-        """`steps` as a table of pandas. Raises `ImportError` where that is not installed."""
+    def line(
+        self, steps: list[dict[str, Any]] | None = None, *, branch: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The steps that led to where the run is, or to the end of a branch: without those that a
+        rewind has abandoned. `steps` are all of them, if they are at hand."""
+        steps = self.steps() if steps is None else steps
+        info = self.info
+        return line(steps, info["branches"], info["branch"] if branch is None else branch)
+
+    def history(self, *, branch: int | None = None, all_branches: bool = False) -> DataFrame:
+        """`line`, or all steps, as a table of pandas. Raises `ImportError` where that is not
+        installed."""
         try:
             import pandas
         except ImportError:
@@ -116,7 +129,14 @@ class Run:
                 "A history is a DataFrame of pandas, which is not installed here: "
                 "pip install pandas, or use steps(), a list of dictionaries."
             ) from None
-        return pandas.DataFrame(self.steps())
+        return pandas.DataFrame(self.steps() if all_branches else self.line(branch=branch))
+
+    def figure(self, *, smoothing: float = 0.9) -> Figure:
+        """A plotly figure of loss, gradient norm and learning rate as they are now, with what was
+        done to the run; abandoned branches are grey."""
+        from .figures import figure
+
+        return figure(self, smoothing=smoothing)
 
     def pause(self) -> Run:
         """Let the run do nothing from its next training operation on; its client waits."""
@@ -135,7 +155,7 @@ class Run:
     def rewind(self, step: int, branch: int | None = None) -> Run:
         """Set weights and optimizer back to what they were after a step, and go on from there on a
         new branch; answers when that is done. What came after is kept, as an abandoned branch."""
-        self._known = self._client.post(
+        self.known = self._client.post(
             f"{run_path(self.id)}/rewind", _place(step, branch), timeout=LONG
         )
         return self
@@ -148,6 +168,10 @@ class Run:
         )["path"]
         return path
 
+    def past_events(self, after: int = 0) -> list[dict[str, Any]]:
+        """What happened to the run beside its steps, until now, oldest first."""
+        return self._client.past_events(self.id, after)
+
     def events(self, after: int | None = None) -> Iterator[dict[str, Any]]:
         """What happens to the run, as it happens; from after the event `after`, if one is given."""
         return follow(self._client, [self.id], after)
@@ -155,14 +179,14 @@ class Run:
     def __repr__(self) -> str:
         """What is known without asking."""
         steps = f"step {self.last_step['step']}" if self.last_step else "no step yet"
-        return f"<Run {self.id}: {self._known.get('base_model')}, {steps}>"
+        return f"<Run {self.id}: {self.known.get('base_model')}, {steps}>"
 
 
 def _place(step: int, branch: int | None) -> dict[str, int]:
     return {"step": step} if branch is None else {"step": step, "branch": branch}
 
 
-def runs(url: str | None = None, key: str | None = None) -> list[Run]:
+def runs(url: str | None = None, key: str | None = None) -> RunList:
     """All runs of a server, the newest first. Raises `RequestFailed`."""
     return all_runs(connect(url, key))
 
@@ -172,8 +196,17 @@ def run(name: str = "latest", url: str | None = None, key: str | None = None) ->
     return resolve(connect(url, key), name)
 
 
-def all_runs(client: Client) -> list[Run]:
-    found: list[Run] = []
+def compare(*runs: Run | str, smoothing: float = 0.9) -> Figure:
+    """A plotly figure of several runs, which may be given by their names. Raises
+    `RequestFailed`."""
+    from . import figures
+
+    named = [run(one) if isinstance(one, str) else one for one in runs]
+    return figures.compare(named, smoothing=smoothing)
+
+
+def all_runs(client: Client) -> RunList:
+    found = RunList()
     while True:
         page = client.get(f"runs?limit={_PAGE}&offset={len(found)}")
         found += [Run(client, known) for known in page["runs"]]

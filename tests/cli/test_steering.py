@@ -78,7 +78,7 @@ def test_rewinding_and_forking(named: Stub, command: Command) -> None:
     told = f"{THIRD} is at step 1 again, on branch 1\n"
     assert command("rewind", "latest", "1") == (0, told, "")
     command("rewind", "latest", "2", "--branch", "0")
-    assert named.asked[-2][2] == {"step": 2, "branch": 0}
+    assert named.asked[-1][2] == {"step": 2, "branch": 0}
     assert command("fork", "latest", "2") == (0, f"tinker://{THIRD}/weights/step=2\n", "")
     path = f"tinker://{THIRD}/weights/step=2+branch=1"
     assert command("fork", "latest", "2", "--branch=1") == (0, f"{path}\n", "")

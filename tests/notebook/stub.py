@@ -62,6 +62,7 @@ class Stub:
         self.asked: list[tuple[str, str, Any]] = []
         self.answers: list[tuple[int, bytes, dict[str, str]]] = []  # instead of the usual ones
         self.page = 1000
+        self.keys: dict[str, float | None] = {}  # name -> when it was revoked
         self.watchers: set[_Events] = set()
         self.loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -92,7 +93,7 @@ class Stub:
     def happen(self, run_id: str | None, kind: str, *, step: int | None = None, **data: Any) -> int:
         """Add an event, which watchers get."""
         number = self.events[-1]["id"] + 1 if self.events else 1
-        data = {"step": step, **data} if kind == "step" else data
+        data = {"step": step, **data} if kind in ("step", "rewound") else data
         self.events.append(
             {
                 "id": number,
@@ -199,6 +200,35 @@ class _Steps(_Handler):
         self.finish({"steps": rows[: self.stub.page]})
 
 
+class _RunEvents(_Handler):
+    def get(self, run_id: str) -> None:
+        after = int(self.get_query_argument("after", "0"))
+        found = [e for e in self.stub.events if e["id"] > after and e["run_id"] == run_id]
+        self.finish({"events": [e for e in found if e["kind"] != "step"][: self.stub.page]})
+
+
+class _Keys(_Handler):
+    def get(self) -> None:
+        named = self.stub.keys.items()
+        keys = [{"name": name, "created_at": 1.7e9, "revoked_at": at} for name, at in named]
+        self.finish({"keys": keys})
+
+    def post(self) -> None:
+        name = json.loads(self.request.body)["name"]
+        if name in self.stub.keys:
+            return self.refuse(400, f"There is a key named {name!r} already; revoke it first.")
+        self.stub.keys[name] = None
+        self.finish({"name": name, "key": f"tml-key-{name}"})
+
+
+class _Key(_Handler):
+    def delete(self, name: str) -> None:
+        if name not in self.stub.keys:
+            return self.refuse(400, f"There is no key named {name!r}.")
+        self.stub.keys[name] = 1.7e9
+        self.finish({})
+
+
 class _Controls(_Handler):
     def get(self, run_id: str) -> None:
         self.finish(self.of(run_id).controls.to_json())
@@ -220,7 +250,10 @@ class _Rewind(_Handler):
         step = body["step"]
         if step > len(run.steps):
             return self.refuse(400, f"The run has no step {step} on this branch.")
-        run.branches.append({"number": len(run.branches) + 1, "step": step, "actor": "ada"})
+        number = len(run.branches) + 1
+        parent = body.get("branch", number - 1)
+        branch = {"number": number, "parent": parent, "step": step, "actor": "ada"}
+        run.branches.append(branch)
         self.finish(run.json())
 
 
@@ -261,8 +294,11 @@ _ROUTES: list[Any] = [
     ("/tinker/runs", _Runs),
     (_RUN, _Run),
     (f"{_RUN}/steps", _Steps),
+    (f"{_RUN}/events", _RunEvents),
     (f"{_RUN}/controls", _Controls),
     (f"{_RUN}/rewind", _Rewind),
     (f"{_RUN}/fork", _Fork),
     ("/tinker/events", _Events),
+    ("/tinker/keys", _Keys),
+    ("/tinker/keys/([^/]+)", _Key),
 ]

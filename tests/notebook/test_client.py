@@ -18,6 +18,7 @@ from jupyter_tinker.notebook.client import Client, RequestFailed
 from jupyter_tinker.notebook.connection import KEY as KEY_VARIABLE
 from jupyter_tinker.notebook.connection import URL, ConnectionFailed, connect
 from jupyter_tinker.notebook.follow import Frame, parse
+from jupyter_tinker.notebook.servers import running_servers
 from tests.notebook.conftest import FIRST, THIRD
 from tests.notebook.stub import KEY, Stub
 
@@ -152,6 +153,34 @@ def test_importing_the_client_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"tornado", "jupyter_server", "torch", "numpy", "pydantic", "pandas", "tinker"}
     assert not set(done.stdout.split()) & heavy
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_running_servers_are_those_that_jupyter_finds(stub: Stub) -> None:
+    from jupyter_server.serverapp import list_running_servers
+
+    folder = Path(os.environ["JUPYTER_RUNTIME_DIR"])
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    running(stub, os.getpid(), "one")
+    running(stub, os.getppid(), "", base_url="/")
+    running(stub, ended.pid, "of a server that has ended")
+    (folder / "jpserver-1.json").write_text('{"pid": 1, "url"')  # amid being written
+    (folder / "nbserver-1.json").write_text('{"pid": 1}')
+    ours = running_servers()
+
+    def by_pid(server: dict[str, Any]) -> int:
+        return server["pid"]
+
+    assert sorted(ours, key=by_pid) == sorted(list_running_servers(), key=by_pid)
+    assert len(ours) == 2
+
+
+@pytest.mark.parametrize("left", ["[]", '{"pid": "1", "url": "x", "token": ""}', '{"pid": 1}', ""])
+@pytest.mark.usefixtures("nowhere")
+def test_files_that_are_of_no_server(left: str) -> None:
+    (Path(os.environ["JUPYTER_RUNTIME_DIR"]) / "jpserver-1.json").write_text(left)
+    assert running_servers() == []
 
 
 # Events

@@ -10,6 +10,7 @@ import pytest
 
 import jupyter_tinker
 from jupyter_tinker.notebook.client import Client, RequestFailed
+from jupyter_tinker.notebook.lineage import abandoned
 from jupyter_tinker.notebook.runs import Run, all_runs, resolve
 from tests.notebook.conftest import FIRST, SECOND, THIRD
 from tests.notebook.stub import KEY, Stub
@@ -101,9 +102,43 @@ def test_steps_and_history(stub: Stub, run: Run, monkeypatch: pytest.MonkeyPatch
     assert [row["step"] for row in run.steps(after=10)] == [2]
     monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=lambda rows: ("df", rows)))
     assert run.history() == ("df", run.steps())
+    run.rewind(1)
+    assert run.history() == ("df", run.steps()[:1])
+    assert run.history(branch=0) == run.history(all_branches=True) == ("df", run.steps())
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install pandas, or use steps\(\)"):
         run.history()
+
+
+def test_the_line_of_a_run_leaves_out_what_was_abandoned(stub: Stub, run: Run) -> None:
+    steps = stub.run(THIRD).step
+    steps(2, skipped="not finite")
+    steps(3)
+    steps(4)
+    run.rewind(2)
+    steps(3, branch=1)
+    steps(4, branch=1)
+    run.rewind(3, branch=0)
+    steps(4, branch=2)
+
+    def told(rows: list[dict[str, Any]]) -> list[tuple[int, int]]:
+        return [(row["branch"], row["step"]) for row in rows]
+
+    assert len(run.steps()) == 8
+    assert told(run.line()) == [(0, 1), (0, 2), (0, 2), (0, 3), (2, 4)]
+    assert told(run.line(branch=1)) == [(0, 1), (0, 2), (1, 3), (1, 4)]
+    assert told(run.line(branch=0)) == [(0, 1), (0, 2), (0, 2), (0, 3), (0, 4)]
+    run.rewind(0, branch=0)
+    assert run.line() == []
+    left = abandoned(run.steps(), run.line(branch=2))
+    assert [told(rows) for rows in left] == [[(0, 4)], [(1, 3), (1, 4)]]
+
+
+def test_numbers_of_steps_that_began_anew(stub: Stub, run: Run) -> None:
+    for number in (3, 1, 2, 3):  # weights were loaded after the third
+        stub.run(THIRD).step(number)
+    run.rewind(2)
+    assert [row["step"] for row in run.line()] == [1, 2, 3, 1, 2]
 
 
 def test_events(stub: Stub, run: Run) -> None:
@@ -112,6 +147,9 @@ def test_events(stub: Stub, run: Run) -> None:
     events = run.events(after=0)
     assert next(events)["step"] == 3
     events.close()
+    stub.happen(THIRD, "resumed")
+    stub.happen(FIRST, "resumed")
+    assert [event["kind"] for event in run.past_events()] == ["resumed"]
 
 
 # Steering
@@ -164,7 +202,8 @@ def test_pausing_and_running_steps(stub: Stub, run: Run) -> None:
 
 
 def test_rewinding_and_forking(stub: Stub, run: Run) -> None:
-    assert run.rewind(1).info["branches"] == [{"number": 1, "step": 1, "actor": "ada"}]
+    made = {"number": 1, "parent": 0, "step": 1, "actor": "ada"}
+    assert run.rewind(1).info["branches"] == [made]
     run.rewind(2, branch=0)
     assert run.fork(2) == f"tinker://{THIRD}/weights/step=2"
     assert run.fork(2, branch=1) == f"tinker://{THIRD}/weights/step=2+branch=1"

@@ -10,6 +10,7 @@ from . import (
     downloads,
     events,
     futures,
+    keys,
     openai,
     runs,
     sampling,
@@ -28,7 +29,7 @@ _API = [
     *account.HANDLERS,
 ]
 
-_OURS = [*runs.HANDLERS, *events.HANDLERS]
+_OURS = [*runs.HANDLERS, *events.HANDLERS, *keys.HANDLERS]
 
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),

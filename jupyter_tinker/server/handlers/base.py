@@ -50,6 +50,7 @@ _NO_KEY = (
 _STATUS: dict[type[Exception], int] = {
     tinker.BadRequest: 400,
     ops.OpError: 400,
+    keys.InvalidKey: 400,
     UnknownModelError: 404,
     UnknownSession: 404,
     UnknownRun: 404,

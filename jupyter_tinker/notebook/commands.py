@@ -1,0 +1,314 @@
+"""Commands that steer a run, for the command line and for `%tinker`: their arguments, and what is
+said of what they did.
+
+Knows neither program: it is given arguments in words, and finds runs through whoever asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .runs import Run
+
+RUN = """RUN is a run's id, a beginning of it that no other id has, `latest`, or `latest~N` for the
+    one that N newer ones came after."""
+_SOON = "from its next step on"
+_OWN = "as the client asks"
+
+
+class Misuse(ValueError):
+    """Arguments that a command does not take. The message says which is wrong; it is empty where
+    the command's usage says more."""
+
+
+class Answer(NamedTuple):
+    """What a command did, in a sentence; and its result, where the sentence is one."""
+
+    text: str
+    value: Any = None
+
+
+Find = Callable[[str], Run]  # a run of a name; asks the server
+
+
+@dataclass(frozen=True)
+class Command:
+    """`perform` takes a way to find runs, the arguments, and the options, whole numbers, by name.
+
+    It raises `Misuse` before it asks the server for anything, and `RequestFailed`.
+    """
+
+    name: str
+    usage: str
+    summary: str
+    perform: Callable[..., Answer]
+    details: str = ""
+    examples: Sequence[str] = ()
+    options: Mapping[str, str] = field(default_factory=dict)  # name -> help
+    # What may stand behind the run, for completion: words by position.
+    words: Sequence[Sequence[str]] = ()
+
+    @property
+    def help(self) -> str:
+        """All that there is to say, in paragraphs."""
+        text = "\n\n".join((self.summary, self.details, RUN if "RUN" in self.usage else ""))
+        paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+        return "\n\n".join(filter(None, paragraphs))
+
+
+def whole(text: str, what: str) -> int:
+    """The number that an argument gives. Raises `Misuse`."""
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        return int(text)
+    raise Misuse(f"{what} is a whole number, and not {text[:50]!r}")
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise Misuse(f"{what} is a number, and not {text[:50]!r}") from None
+
+
+def _counted(count: int) -> str:
+    return "step" if count == 1 else f"{count} steps"
+
+
+# Values
+
+
+def _lr(find: Find, arguments: Sequence[str], *, ramp: int | None = None) -> Answer:
+    setting: dict[str, float | None]
+    match arguments:
+        case [name, "reset"]:
+            setting = {"value": None}
+        case [name, text] if text.startswith("x"):
+            setting = {"scale": _number(text[1:], "the factor behind x")}
+        case [name, text]:
+            setting = {"value": _number(text, "a learning rate")}
+        case _:
+            raise Misuse
+    run = find(name)
+    controls = run.controls.learning_rate(ramp_steps=ramp or 0, **setting)
+    return Answer(f"learning rate of {run.id}: {_rate(run, controls)}")
+
+
+def _rate(run: Run, controls: dict[str, Any]) -> str:
+    """What controls make of the learning rate, in words."""
+    last = run.last_step or {}
+    asked = last.get("learning_rate_requested") or last.get("learning_rate")
+    value, scale, ramp = (controls[k] for k in ("learning_rate", "learning_rate_scale", "ramp"))
+    if value is not None:
+        words = f"{value:g}, whatever the client asks"
+    elif scale == 1.0:
+        words = _OWN if asked is None else f"{asked:g}, {_OWN}"
+    else:
+        part = {0.5: "half of", 2.0: "twice"}.get(scale, f"{scale:g} times")
+        words = f"{part} what the client asks"
+        words = words if asked is None else f"{scale * asked:g}, {words}"
+    return f"{words}, {'reached over its next ' + _counted(ramp['steps']) if ramp else _SOON}"
+
+
+def _override(control: str, words: str, none: str) -> Callable[[Find, Sequence[str]], Answer]:
+    """Sets a value in the place of what the client asks; `control` is its name in the HTTP API."""
+
+    def perform(find: Find, arguments: Sequence[str]) -> Answer:
+        if len(arguments) != 2:
+            raise Misuse
+        name, text = arguments
+        value = None if text == "reset" else _number(text, f"the {words}")
+        run = find(name)
+        used = run.controls.change(**{control: value})[control]
+        amount = none if used == 0 else f"{used or 0:g}"
+        told = _OWN if used is None else f"{amount}, whatever the client asks"
+        return Answer(f"{words} of {run.id}: {told}, {_SOON}")
+
+    return perform
+
+
+# Pausing
+
+
+def _pause(find: Find, arguments: Sequence[str]) -> Answer:
+    if len(arguments) != 1:
+        raise Misuse
+    run = find(arguments[0])
+    return Answer(f"{run.id} is paused: {run.controls.change(paused=True)['paused_because']}")
+
+
+def _resume(find: Find, arguments: Sequence[str]) -> Answer:
+    if len(arguments) != 1:
+        raise Misuse
+    return Answer(f"{find(arguments[0]).resume().id} goes on")
+
+
+def _step(find: Find, arguments: Sequence[str]) -> Answer:
+    if len(arguments) != 2:
+        raise Misuse
+    count = whole(arguments[1], "the number of steps")
+    run = find(arguments[0]).run_steps(count)
+    return Answer(f"{run.id} makes its next {_counted(count)}, and pauses then")
+
+
+# The past
+
+
+def _rewind(find: Find, arguments: Sequence[str], *, branch: int | None = None) -> Answer:
+    name, step = _place(arguments)
+    run = find(name).rewind(step, branch)
+    return Answer(f"{run.id} is at step {step} again, on branch {run.known['branch']}")
+
+
+def _fork(find: Find, arguments: Sequence[str], *, branch: int | None = None) -> Answer:
+    name, step = _place(arguments)
+    path = find(name).fork(step, branch)
+    return Answer(path, path)
+
+
+def _place(arguments: Sequence[str]) -> tuple[str, int]:
+    if len(arguments) != 2:
+        raise Misuse
+    return arguments[0], whole(arguments[1], "STEP")
+
+
+# Guards
+
+
+def _guard(find: Find, arguments: Sequence[str]) -> Answer:
+    if not arguments:
+        raise Misuse
+    rules = _rules(arguments[1:])
+    run = find(arguments[0])
+    controls = run.controls.guards(**rules) if rules else run.controls.get()
+    return Answer(f"guards of {run.id}: {_guards(controls['guards'])}")
+
+
+def _rules(arguments: Sequence[str]) -> dict[str, Any]:
+    match arguments:
+        case []:
+            return {}
+        case ["off"]:
+            return {"non_finite": False, "loss_spike": None, "plateau": None}
+        case ["non-finite", ("on" | "off") as state]:
+            return {"non_finite": state == "on"}
+        case ["loss-spike", "off"]:
+            return {"loss_spike": None}
+        case ["loss-spike", *numbers] if len(numbers) < 3:
+            return {"loss_spike": _spike(*numbers)}
+        case ["plateau", "off"]:
+            return {"plateau": None}
+        case ["plateau", delta, steps]:
+            least = _number(delta, "MIN_DELTA")
+            return {"plateau": {"min_delta": least, "patience": whole(steps, "PATIENCE")}}
+        case _:
+            raise Misuse
+
+
+def _spike(factor: str | None = None, window: str | None = None) -> dict[str, Any]:
+    rule: dict[str, Any] = {}
+    if factor is not None:
+        rule["factor"] = _number(factor, "FACTOR")
+    if window is not None:
+        rule["window"] = whole(window, "WINDOW")
+    return rule
+
+
+def _guards(rules: dict[str, Any]) -> str:
+    """Rules, in words."""
+    spike, plateau = rules["loss_spike"], rules["plateau"]
+    words = ["non-finite"] if rules["non_finite"] else []
+    if spike:
+        words.append(f"loss-spike {spike['factor']:g} {spike['window']}")
+    if plateau:
+        words.append(f"plateau {plateau['min_delta']:g} {plateau['patience']}")
+    return ", ".join(words) or "none"
+
+
+_BRANCH = {"branch": "Of which branch; default: the one it is on."}
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "lr",
+            "lr RUN x0.5|1e-4|reset [--ramp N]",
+            "Change a run's learning rate.",
+            _lr,
+            """Either a factor on what its client asks (x0.5), a value whatever it asks (1e-4), or
+    `reset` for what it asks.""",
+            ("lr latest x0.5", "lr latest 1e-5 --ramp 100", "lr latest reset"),
+            {"ramp": "Reach it linearly, in this many optimizer steps."},
+            (("x0.5", "x2", "reset"),),
+        ),
+        Command(
+            "clip",
+            "clip RUN X|reset",
+            "Change the norm that a run's gradients are clipped to.",
+            _override("grad_clip_norm", "gradient clipping", "none"),
+            "It is their global norm. 0: no clipping; `reset`: as its client asks.",
+            ("clip latest 1.0", "clip latest reset"),
+            words=(("1.0", "0", "reset"),),
+        ),
+        Command(
+            "decay",
+            "decay RUN X|reset",
+            "Change a run's weight decay.",
+            _override("weight_decay", "weight decay", "0"),
+            "`reset`: as its client asks.",
+            ("decay latest 0.01", "decay latest reset"),
+            words=(("0", "reset"),),
+        ),
+        Command(
+            "pause",
+            "pause RUN",
+            "Pause a run before its next training operation. Its client waits.",
+            _pause,
+        ),
+        Command("resume", "resume RUN", "Let a paused run go on.", _resume),
+        Command(
+            "step",
+            "step RUN N",
+            "Let a run make N optimizer steps, and pause. It is resumed if it is paused.",
+            _step,
+        ),
+        Command(
+            "rewind",
+            "rewind RUN STEP [--branch N]",
+            "Set a run back to what it was after an earlier step.",
+            _rewind,
+            """Weights and optimizer are what they were then, and the run goes on from there on a
+    new branch. What came after is kept, as an abandoned branch.""",
+            options=_BRANCH,
+        ),
+        Command(
+            "fork",
+            "fork RUN STEP [--branch N]",
+            "Give the path of what a run was after a step, to start another from.",
+            _fork,
+            "A client starts from it with create_training_client_from_state.",
+            options=_BRANCH,
+        ),
+        Command(
+            "guard",
+            "guard RUN [non-finite on|off | loss-spike [FACTOR [WINDOW]]|off "
+            "| plateau MIN_DELTA PATIENCE|off | off]",
+            "Show or set the rules that pause a run by themselves.",
+            _guard,
+            """non-finite: a step is skipped, because a loss or a gradient is not a finite number.
+
+    loss-spike: a loss is above the median of the last WINDOW ones by FACTOR times their spread.
+
+    plateau: for PATIENCE steps no loss was below the best one by more than MIN_DELTA.""",
+            (
+                "guard latest",
+                "guard latest non-finite on",
+                "guard latest loss-spike 6 50",
+                "guard latest plateau 0.01 200",
+                "guard latest off",
+            ),
+            words=(("non-finite", "loss-spike", "plateau", "off"), ("on", "off")),
+        ),
+    )
+}
