@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from .notebook.panel import Panel
     from .notebook.runs import Run, run, runs
 
-__all__ = ["Run", "__version__", "run", "runs"]
+__all__ = ["Panel", "Run", "__version__", "run", "runs"]
 
 __version__ = "0.1.0"
 
@@ -28,7 +29,11 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """`jupyter_tinker.runs()`, `.run(id)` and `.Run`; imported when they are first used."""
+    """`jupyter_tinker.runs()`, `.run(id)`, `.Run` and `.Panel`; imported when first used."""
+    if name == "Panel":
+        from .notebook.panel import Panel
+
+        return Panel
     if name not in ("Run", "run", "runs"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .notebook import runs as module
