@@ -1,6 +1,7 @@
 // The controls of a run: what a person turns, and what the server then says they are.
 
 import { h, say } from "./dom.js";
+import { Latest } from "./latest.js";
 import type { Controls, Run } from "./types.js";
 import { short } from "./words.js";
 
@@ -40,8 +41,13 @@ export class Steering {
   private readonly steps = this.number("How many steps to make", "10");
   private readonly place = this.number("Step to go back to", "click a curve");
   private readonly pause = h("button", { type: "button", click: () => this.togglePause() });
+  private readonly scales = new Latest<number>(
+    // What the slider gives has more digits than anybody wants to read.
+    (scale) => this.actions.change({ learning_rate_scale: Number(scale.toPrecision(4)) }),
+    () => this.settle(this.slider, this.scale),
+  );
   private branch: number | null = null;
-  private paused = false;
+  private controls: Controls | null = null;
 
   constructor(private readonly actions: Actions) {
     this.slider.addEventListener("input", () => this.slid());
@@ -104,7 +110,7 @@ export class Steering {
   }
 
   private showControls(controls: Controls): void {
-    this.paused = controls.paused;
+    this.controls = controls;
     const left = controls.steps_until_pause;
     const until = left === null ? "" : ` (${left} to go)`;
     say(this.pause, controls.paused ? "Resume" : `Pause${until}`);
@@ -134,8 +140,8 @@ export class Steering {
   }
 
   private setScale(scale: number): void {
-    // What the slider gives has more digits than anybody wants to read.
-    void this.send({ learning_rate_scale: Number(scale.toPrecision(4)) }, this.slider, this.scale);
+    for (const input of [this.slider, this.scale]) input.dataset.edited = "yes";
+    this.scales.put(scale);
   }
 
   private setNumber(name: string, input: HTMLInputElement): void {
@@ -144,7 +150,7 @@ export class Steering {
   }
 
   private togglePause(): void {
-    void this.send({ paused: !this.paused });
+    void this.send({ paused: !this.controls?.paused });
   }
 
   private makeSteps(): void {
@@ -155,8 +161,14 @@ export class Steering {
     try {
       await this.actions.change(fields);
     } finally {
-      for (const input of inputs) delete input.dataset.edited;
+      this.settle(...inputs);
     }
+  }
+
+  /** Inputs show again what the server says. */
+  private settle(...inputs: HTMLInputElement[]): void {
+    for (const input of inputs) delete input.dataset.edited;
+    if (this.controls) this.showControls(this.controls);
   }
 
   private go(action: (step: number, branch: number | null) => void): void {
