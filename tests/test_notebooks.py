@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from pathlib import Path
 
@@ -58,6 +59,26 @@ def test_quickstart(server: Server, in_a_kernel_of) -> None:
         if "application/vnd.plotly.v1+json" in output.get("data", {})
     ]
     assert [len(figure["data"]) for figure in figures] == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore")  # of the client that plays the browser
+def test_steering(server: Server, in_a_kernel_of) -> None:
+    in_a_kernel_of(server)
+    os.environ.update({URL: server.url, KEY: server.key})
+    notebook = nbformat.read(NOTEBOOKS / "steering.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in shown)
+    rates, branches = (
+        ast.literal_eval(output["data"]["text/plain"])
+        for output in shown
+        if output["output_type"] == "execute_result" and "[(" in output["data"]["text/plain"]
+    )
+    assert rates == [(12, 1e-3, 1e-3)] + [(step, 2.5e-4, 1e-3) for step in (13, 14, 15, 16)]
+    assert branches == [(16, 0), (9, 1), (10, 1), (11, 1), (12, 1)]
+    assert "/weights/step=10" in "".join(output.get("text", "") for output in shown)
 
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)

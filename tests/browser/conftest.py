@@ -16,10 +16,9 @@ from playwright.sync_api import Browser, Error, Page, Playwright, sync_playwrigh
 from tests.browser.lab import Lab
 from tests.servers import Server, start_server
 
-CONFIG = {
-    "LabApp": {"expose_app_in_browser": True, "news_url": None, "collaborative": False},
-    "ServerApp": {"disable_check_xsrf": False},
-}
+CONFIG = {"LabApp": {"expose_app_in_browser": True}}
+# JupyterLab's question whether one wants its news would lie over the panel.
+SETTINGS = "config/lab/user-settings/@jupyterlab/apputils-extension"
 APP = ("-m", "jupyterlab")
 
 
@@ -67,6 +66,9 @@ def start_lab(
 
     def _start(home: Path | None = None, **options: Any) -> Server:
         home = home or tmp_path_factory.mktemp("lab")
+        settings = home / SETTINGS / "notification.jupyterlab-settings"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text('{"fetchNews": "false"}')
         models = {"tiny": tiny_model_dir}
         servers.append(start_server(home, app=APP, models=models, config=CONFIG, **options))
         return servers[-1]
@@ -82,10 +84,14 @@ def lab_server(start_lab: Callable[..., Server]) -> Server:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """Its last look is kept in the folder that TINKER_SCREENSHOTS names, if it does."""
     context = browser.new_context(viewport={"width": 1300, "height": 1150})
     context.set_default_timeout(60_000)
-    yield context.new_page()
+    page = context.new_page()
+    yield page
+    if folder := os.environ.get("TINKER_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"end-of-{request.node.name}.png")
     context.close()
 
 
@@ -94,4 +100,4 @@ def lab(page: Page, lab_server: Server) -> Iterator[Lab]:
     """A page of JupyterLab; the loops that it runs end with the test."""
     opened = Lab(page, lab_server)
     yield opened
-    opened.stop_loops()
+    opened.close()

@@ -55,8 +55,11 @@ class Lab:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(notebook, self.server.home / "root" / name)
-        self.page.goto(f"{self.server.root}lab/tree/{name}?token={self.server.token}")
-        self.page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext")
+        workspace = f"lab/workspaces/{name.removesuffix('.ipynb')}/tree/{name}"
+        self.page.goto(f"{self.server.root}{workspace}?token={self.server.token}")
+        self.page.wait_for_function(
+            "name => window.jupyterapp?.shell?.currentWidget?.context?.path === name", arg=name
+        )
         self.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")
         expect(self.page.locator(".jp-Notebook .jp-Cell")).to_have_count(len(cells))
 
@@ -77,9 +80,12 @@ class Lab:
         self.flags.append(flag)
         return LOOP.format(flag=str(flag))
 
-    def stop_loops(self) -> None:
+    def close(self) -> None:
+        """End the loops and the kernels that they run in."""
         for flag in self.flags:
             flag.unlink(missing_ok=True)
+        for session in self.server.fetch("api/sessions")[1]:
+            self.server.fetch(f"api/sessions/{session['id']}", method="DELETE")
 
     @property
     def panel(self) -> Locator:
@@ -91,7 +97,7 @@ class Lab:
         return self.step_of(self.panel)
 
     def step_of(self, panel: Locator) -> int:
-        text = panel.locator(".jt-readouts div").first.locator("dd").inner_text()
+        text = panel.locator(".jt-value").first.inner_text()
         return int(text) if text.isdecimal() else 0
 
     def is_busy(self) -> bool:

@@ -31,13 +31,14 @@ def test_the_slider_steers_a_busy_cell_and_the_curves_follow(lab: Lab) -> None:
     assert lab.is_busy()
     before = lab.drawn_steps()[-1]
     until(lambda: lab.drawn_steps()[-1] > before + 10)
-    expect(lab.panel.locator(".jt-list")).to_contain_text("LR ×")
+    expect(lab.panel.locator(".jt-list")).to_contain_text("LR")
     exact = lab.panel.get_by_label("Learning rate scale, exactly")
     exact.fill("0.25")
     exact.press("Enter")
     until(lambda: lab.steps(run)[-1]["learning_rate"] == 2.5e-4)
     lab.screenshot("light")
-    lab.page.set_viewport_size({"width": 600, "height": 1300})
+    lab.command("application:toggle-left-area")
+    lab.page.set_viewport_size({"width": 760, "height": 1300})
     lab.screenshot("narrow")
     assert lab.is_busy()
 
@@ -103,13 +104,9 @@ def test_the_panel_in_the_dark(lab: Lab) -> None:
     _train(lab)
     light = lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor")
     lab.command("apputils:change-theme", theme="JupyterLab Dark")
-    until(
-        lambda: lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor") != light
-    )
+    until(lambda: lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor") != light)
     text = "chart => chart.layout.font.color"
     colour = "panel => getComputedStyle(panel).getPropertyValue('--jp-ui-font-color1').trim()"
-    until(
-        lambda: lab.panel.locator(".jt-chart").evaluate(text) == lab.panel.evaluate(colour)
-    )
+    until(lambda: lab.panel.locator(".jt-chart").evaluate(text) == lab.panel.evaluate(colour))
     until(lambda: lab.step >= 60)
     lab.screenshot("dark")

@@ -63,6 +63,7 @@ export function drawnMarks(marks: readonly Mark[], theme: Theme, room: number) {
     text: cut(mark.text),
     hovertext: mark.whole,
     captureevents: true,
+    bgcolor: theme.ground,
     font: { size: 10, color: colour(mark) },
   }));
   return { shapes, annotations };

@@ -23,11 +23,16 @@ export class Readouts {
 
   constructor() {
     for (const name of NAMES) {
-      const value = h("dd", {}, "–");
+      const value = h("div", { class: "jt-value" }, "–");
       this.values.set(name, value);
-      this.cells.set(name, h("div", {}, h("dt", {}, name), value));
+      const called = h("div", { class: "jt-name" }, name);
+      this.cells.set(name, h("div", { role: "listitem" }, called, value));
     }
-    this.element = h("dl", { class: "jt-readouts" }, ...this.cells.values());
+    this.element = h(
+      "div",
+      { class: "jt-readouts", role: "list", "aria-label": "Newest numbers" },
+      ...this.cells.values(),
+    );
   }
 
   show(watched: Watched | null): void {

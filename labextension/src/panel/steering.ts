@@ -39,7 +39,7 @@ export class Steering {
   private readonly rate = this.number("Learning rate in place of what the client asks", "as asked");
   private readonly clip = this.number("Gradient clip norm; 0 is off", "as asked");
   private readonly steps = this.number("How many steps to make", "10");
-  private readonly place = this.number("Step to go back to", "click a curve");
+  private readonly place = this.number("Step to go back to", "step");
   private readonly pause = h("button", { type: "button", click: () => this.togglePause() });
   private readonly scales = new Latest<number>(
     // What the slider gives has more digits than anybody wants to read.

@@ -4,7 +4,7 @@ export const STYLE = `
 .jt-panel { color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color1, #fff);
   font: var(--jp-ui-font-size1, 13px)/1.4 var(--jp-ui-font-family, system-ui, sans-serif);
   border: 1px solid var(--jp-border-color2, #ddd); border-radius: 4px; padding: 8px;
-  box-sizing: border-box; min-width: 320px; max-width: 1200px; container-type: inline-size; }
+  box-sizing: border-box; max-width: 1200px; container-type: inline-size; }
 .jt-panel *, .jt-panel *::before { box-sizing: border-box; }
 .jt-head, .jt-group, .jt-picker, .jt-options { display: flex; flex-wrap: wrap; gap: 6px;
   align-items: center; }
@@ -23,10 +23,10 @@ export const STYLE = `
 .jt-number::placeholder { color: var(--jp-ui-font-color3, #999); }
 .jt-select { max-width: 340px; min-width: 0; }
 .jt-slider { width: 150px; accent-color: var(--jp-brand-color1, #1976d2); }
-.jt-readouts { display: grid; grid-template-columns: repeat(auto-fit, minmax(88px, 1fr));
+.jt-readouts { display: grid; grid-template-columns: repeat(auto-fit, minmax(84px, 1fr));
   gap: 4px 12px; margin: 8px 0; }
-.jt-readouts dt { color: var(--jp-ui-font-color2, #666); font-size: 0.85em; }
-.jt-readouts dd { margin: 0; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.jt-name { color: var(--jp-ui-font-color2, #666); font-size: 0.85em; }
+.jt-value { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .jt-steering { display: flex; flex-wrap: wrap; gap: 8px; margin-top: 4px; }
 .jt-controls { border: 1px solid var(--jp-border-color2, #ddd); border-radius: 4px; margin: 0;
   padding: 4px 8px 8px; display: flex; flex-wrap: wrap; gap: 8px 18px; min-width: 0; }

@@ -2,6 +2,7 @@
 
 export interface Theme {
   text: string;
+  ground: string;
   muted: string;
   grid: string;
   warn: string;
@@ -17,6 +18,7 @@ export function readTheme(element: HTMLElement): Theme {
     style.getPropertyValue(name).trim() || otherwise;
   return {
     text: colour("--jp-ui-font-color1", "#333333"),
+    ground: colour("--jp-layout-color1", "#ffffff"),
     muted: colour("--jp-ui-font-color2", "#777777"),
     grid: colour("--jp-border-color2", "#dddddd"),
     warn: colour("--jp-warn-color0", "#b26a00"),
