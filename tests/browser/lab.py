@@ -84,8 +84,10 @@ class Lab:
         """End the loops and the kernels that they run in."""
         for flag in self.flags:
             flag.unlink(missing_ok=True)
-        for session in self.server.fetch("api/sessions")[1]:
-            self.server.fetch(f"api/sessions/{session['id']}", method="DELETE")
+        jupyters = {"Authorization": f"token {self.server.token}"}
+        for session in self.server.fetch("api/sessions", headers=jupyters)[1]:
+            path = f"api/sessions/{session['id']}"
+            self.server.fetch(path, method="DELETE", headers=jupyters)
 
     @property
     def panel(self) -> Locator:
@@ -105,8 +107,9 @@ class Lab:
         status = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
         return bool(self.page.evaluate(status) == "busy")
 
-    def newest_run(self) -> str:
-        return str(self.server.fetch("tinker/runs")[1]["runs"][0]["run_id"])
+    def runs(self) -> list[str]:
+        """The server's runs, the newest first."""
+        return [run["run_id"] for run in self.server.fetch("tinker/runs")[1]["runs"]]
 
     def steps(self, run: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.server.fetch(f"tinker/runs/{run}/steps")[1]["steps"]

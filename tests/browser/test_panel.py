@@ -10,12 +10,15 @@ from tests.browser.lab import PANEL, Lab, until
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-def _train(lab: Lab, *before: str) -> str:
-    """Run the panel and a loop below it; the run's id once both are alive."""
-    lab.open(PANEL, *before, lab.loop())
+def _train(lab: Lab, *panels: str) -> str:
+    """Run a panel, or several, and a loop below; the id of its run once they show it."""
+    before = len(lab.runs())
+    lab.open(*(panels or (PANEL,)), lab.loop())
     lab.run_all()
-    until(lambda: lab.panel.count() and lab.step >= 5)
-    return lab.newest_run()
+    until(lambda: len(lab.runs()) > before)
+    run = lab.runs()[0]
+    until(lambda: lab.panel.count() and 5 <= lab.step <= lab.steps(run)[-1]["step"])
+    return run
 
 
 def test_the_slider_steers_a_busy_cell_and_the_curves_follow(lab: Lab) -> None:
@@ -84,20 +87,19 @@ def test_a_click_on_the_curve_rewinds_and_forks(lab: Lab) -> None:
 
 
 def test_two_panels_agree_and_one_can_be_closed(lab: Lab) -> None:
-    lab.open(PANEL, PANEL, lab.loop())
-    lab.run_all()
+    _train(lab, PANEL, PANEL)
     panels = lab.page.locator(".jt-panel")
-    until(lambda: panels.count() == 2 and lab.step >= 5)
+    expect(panels).to_have_count(2)
     panels.nth(0).get_by_label("Gradient clip norm; 0 is off").fill("0.125")
     panels.nth(0).get_by_role("button", name="Set", exact=True).nth(1).click()
     expect(panels.nth(1).get_by_label("Gradient clip norm; 0 is off")).to_have_value("0.125")
     lab.panel.get_by_role("button", name="Pause").click()
     expect(panels.nth(1).get_by_role("button", name="Resume")).to_be_visible()
     until(lambda: lab.drawn_steps(panels.nth(0)) == lab.drawn_steps(panels.nth(1)))
-    feeds = "() => globalThis[Symbol.for('jupyter_tinker.feeds')]"
-    assert lab.page.evaluate(f"{feeds}().size") == 1
+    feeds = "globalThis[Symbol.for('jupyter_tinker.feeds')].size"
+    assert lab.page.evaluate(feeds) == 1
     lab.command("notebook:clear-all-cell-outputs")
-    until(lambda: lab.page.evaluate(f"{feeds}().size") == 0)
+    until(lambda: lab.page.evaluate(feeds) == 0)
 
 
 def test_the_panel_in_the_dark(lab: Lab) -> None:

@@ -157,7 +157,8 @@ class View implements Panel {
     say(this.connection, connection);
     this.connection.dataset.kind = connection === "live" ? "live" : "warn";
     say(this.problem, this.main?.problem ?? problem ?? "");
-    say(this.state, run ? run.state : "no run yet");
+    const known = connection === "live" ? "" : "was ";
+    say(this.state, run ? `${known}${run.state}` : "no run yet");
     this.state.title = run?.controls.paused_because ?? run?.ended ?? "";
     this.state.dataset.kind = run?.state === "paused" ? "warn" : "";
     this.picker.show(

@@ -37,6 +37,7 @@ export const STYLE = `
 .jt-why:empty, .jt-note:empty, .jt-fault:empty, .jt-problem:empty, .jt-quiet details,
 .jt-panel [hidden] { display: none; }
 .jt-note { overflow-wrap: anywhere; user-select: text; }
+.jt-messages { margin-top: 6px; }
 .jt-list { list-style: none; margin: 4px 0 0; padding: 0; max-height: 110px; overflow-y: auto; }
 .jt-list li { overflow-wrap: anywhere; }
 .jt-list time { color: var(--jp-ui-font-color2, #666); font-variant-numeric: tabular-nums; }
