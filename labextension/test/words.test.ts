@@ -30,13 +30,15 @@ test("marks of one step are one, and a guard's is grave", () => {
   const after = { learning_rate: 1e-5 };
   const marks = marksOf([
     event(1, "control_changed", { before: { learning_rate: null }, after }),
-    event(2, "guard", { rule: "loss_spike", reason: "the loss is high" }),
+    event(2, "guard", { rule: "loss_spike", reason: "it is high", paused: true }),
     event(3, "checkpoint_saved", { path: "p" }, 6),
     event(4, "rewound", { abandoned: { branch: 0, step: 9 } }, 7),
+    event(5, "guard", { rule: "non_finite", reason: "a loss is not finite", paused: false }, 8),
   ]);
   expect(marks.map(({ step: at, text, grave }) => [at, text, grave])).toEqual([
     [5, "LR 1e-5, loss spike", true],
     [7, "rewound from 9", false],
+    [8, "skipped", true],
   ]);
 });
 

@@ -63,7 +63,11 @@ export class Watched {
 
   /** What the server says of the run now. */
   async refresh(): Promise<void> {
-    this.run = await this.transport.get<Run>(this.path);
+    const run = await this.transport.get<Run>(this.path);
+    // A step may have come by the stream while the answer was under way.
+    const known = this.run?.last_step;
+    if (known && known.id > (run.last_step?.id ?? 0)) run.last_step = known;
+    this.run = run;
     this.upto = lineage(this.run.branches ?? []);
     this.version += 1;
     this.changed();

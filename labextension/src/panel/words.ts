@@ -78,7 +78,7 @@ export function label(event: TinkerEvent): string {
     case "rewound":
       return `rewound from ${(data.abandoned as Values | undefined)?.step ?? "?"}`;
     case "guard":
-      return String(data.rule ?? "guard").replaceAll("_", " ");
+      return data.paused ? String(data.rule).replaceAll("_", " ") : "skipped";
     case "run_revived":
       return "revived";
     default:
