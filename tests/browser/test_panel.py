@@ -17,7 +17,8 @@ def _train(lab: Lab, *panels: str) -> str:
     lab.run_all()
     until(lambda: len(lab.runs()) > before)
     run = lab.runs()[0]
-    until(lambda: lab.panel.count() and 5 <= lab.step <= lab.steps(run)[-1]["step"])
+    until(lambda: len(lab.steps(run)) >= 5 and lab.panel.count())
+    until(lambda: 5 <= lab.step <= lab.steps(run)[-1]["step"])
     return run
 
 
