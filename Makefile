@@ -8,26 +8,32 @@ COOKBOOK := .venv-cookbook
 # Earlier releases of the SDK that the tests run, each in an environment of its own.
 SDKS := .venv-sdk-0.25.0 .venv-sdk-0.30.4
 BIN := $(VENV)/bin
+PANEL := jupyter_tinker/notebook/static/panel.js
+NPM_INSTALLED := labextension/node_modules/.installed
 # In a container one often is root, which Jupyter wants said.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test test-fast torture lint proto bench clean
+.PHONY: help install panel lab test test-fast torture lint proto bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-install: $(VENV)/.installed ## everything into .venv
+install: $(PANEL) $(VENV)/.installed ## everything into .venv
+
+panel: $(PANEL) ## the panel's JavaScript (needs Node.js)
 
 lab: install ## JupyterLab with the quickstart and a small model to teach
 	$(BIN)/jupyter tinker pull smollm2-135m
 	$(BIN)/jupyter lab $(AS_ROOT) notebooks/quickstart.ipynb
 
 test: install $(COOKBOOK)/.installed $(SDKS:=/.installed) ## all tests, with a real model and the cookbook (many minutes)
+	npm --prefix labextension test
 	$(BIN)/python -m pytest
 
 test-fast: install ## the tests that need no model and no server
+	npm --prefix labextension test
 	$(BIN)/python -m pytest -m "not slow and not e2e and not cookbook"
 
 # 1000 kills take about two hours. A seed that failed is printed; name it to repeat the kills.
@@ -38,10 +44,11 @@ torture: install ## train while engine and server are killed again and again (TO
 	TORTURE_KILLS=$(TORTURE_KILLS) TORTURE_SEED=$(TORTURE_SEED) \
 	  $(BIN)/python -m pytest tests/torture -m slow
 
-lint: install ## ruff and mypy
+lint: install ## ruff, mypy, tsc and biome
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	npm --prefix labextension run check
 
 bench: install ## how fast it is on this machine
 	$(BIN)/jupyter tinker pull smollm2-135m
@@ -54,10 +61,20 @@ proto: ## wire/tinker_pb2.py from wire/tinker.proto (needs protoc 3.21)
 	$(PROTOC) --proto_path=. --python_out=. --pyi_out=. jupyter_tinker/wire/tinker.proto
 
 clean: ## away with environments, caches and builds (pulled models stay)
-	rm -rf $(VENV) $(COOKBOOK) $(SDKS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COOKBOOK) $(SDKS) labextension/node_modules $(dir $(PANEL)) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.cache/*' -prune -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(PANEL): $(shell find labextension/src -name '*.ts') labextension/build.mjs $(NPM_INSTALLED)
+	@npm --prefix labextension run --silent build
+	@touch $@
+
+$(NPM_INSTALLED): labextension/package.json labextension/package-lock.json
+	@command -v npm > /dev/null || { \
+	  echo "The panel is built with Node.js 20 or newer and npm (Debian: npm)." >&2; exit 1; }
+	@npm --prefix labextension ci --silent --no-audit --no-fund
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python $(PANEL)
 	@echo "Installing into $(VENV) ..."
 	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test]'
 	@touch $@

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from .notebook.panel import Panel
     from .notebook.runs import Run, compare, run, runs
 
-__all__ = ["Run", "__version__", "compare", "run", "runs"]
+__all__ = ["Panel", "Run", "__version__", "compare", "run", "runs"]
 
 __version__ = "0.1.0"
 
@@ -34,7 +35,11 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """`jupyter_tinker.runs()` and the like; imported when they are first used."""
+    """`jupyter_tinker.runs()`, `.Panel` and the like; imported when they are first used."""
+    if name == "Panel":
+        from .notebook.panel import Panel
+
+        return Panel
     if name not in ("Run", "compare", "run", "runs"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .notebook import runs as module

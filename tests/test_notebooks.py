@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from collections.abc import Callable
@@ -113,6 +114,23 @@ def test_rl(execute: Execute) -> None:
     found = re.search(r"of the held-out problems: (\d+)% before, (\d+)% after", text)
     assert found is not None
     assert int(found[2]) >= int(found[1]) + 10
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore")  # of the client that plays the browser
+def test_steering(execute: Execute) -> None:
+    notebook = execute("steering.ipynb")
+    shown = outputs_of(notebook)
+    assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in shown)
+    rates, branches = (
+        ast.literal_eval(output["data"]["text/plain"])
+        for output in shown
+        if output["output_type"] == "execute_result" and "[(" in output["data"]["text/plain"]
+    )
+    assert rates == [(12, 1e-3, 1e-3)] + [(step, 2.5e-4, 1e-3) for step in (13, 14, 15, 16)]
+    assert branches == [(16, 0), (9, 1), (10, 1), (11, 1), (12, 1)]
+    assert "/weights/step=10" in text_of(notebook)
 
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from .backlog import Work
 from .database import Database
-from .schema import OperationRow, PayloadRow, RequestRow, RunRow, SessionRow, StepRow
+from .schema import EventRow, OperationRow, PayloadRow, RequestRow, RunRow, SessionRow, StepRow
 from .session_index import in_projects
 
 JSON_TYPE = "application/json"
@@ -302,6 +302,16 @@ class Journal:
             select(StepRow)
             .where(StepRow.run_id == run_id, StepRow.id > after)
             .order_by(StepRow.id)
+            .limit(limit)
+        )
+        return await self._db.call(lambda db: list(db.scalars(query)))
+
+    async def run_events(self, run_id: str, after: int, limit: int) -> list[EventRow]:
+        """What else happened to a run, with an id above `after`, oldest first."""
+        query = (
+            select(EventRow)
+            .where(EventRow.run_id == run_id, EventRow.id > after)
+            .order_by(EventRow.id)
             .limit(limit)
         )
         return await self._db.call(lambda db: list(db.scalars(query)))

@@ -47,12 +47,15 @@ def encode(event: Event) -> bytes:
 
     Numbers that are not finite become null: JSON has none. Never fails.
     """
-    value = event.to_json()
+    return f"id: {event.id}\nevent: {event.kind}\ndata: {dumps(event.to_json())}\n\n".encode()
+
+
+def dumps(value: Any) -> str:
+    """A value as JSON that any reader takes: numbers that are not finite become null."""
     try:
-        text = json.dumps(value, allow_nan=False)
+        return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        text = json.dumps(_plain(value))
-    return f"id: {event.id}\nevent: {event.kind}\ndata: {text}\n\n".encode()
+        return json.dumps(_plain(value))
 
 
 def _plain(value: Any) -> Any:

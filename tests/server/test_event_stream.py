@@ -169,6 +169,26 @@ async def test_it_begins_where_the_client_wants(
         assert [event.id for event in await stream.events(6)] == list(range(first, 7))
 
 
+async def test_what_happened_beside_the_steps_comes_in_pages(
+    service: TinkerService, jp_fetch: Any
+) -> None:
+    run, other = (add_run(service, "s", number) for number in range(2))
+    made = [await service.events.emit(run, "paused", reason=str(n)) for n in range(3)]
+    await service.events.emit(other, "paused")
+    await service.events.emit(None, "engine_died", reason="r")
+    await service.events.emit(run, "guard", loss=float("inf"))
+
+    async def page(**arguments: int) -> list[dict[str, Any]]:
+        answer = await jp_fetch("tinker", "runs", run, "events", params=arguments)
+        events: list[dict[str, Any]] = json.loads(answer.body)["events"]
+        return events
+
+    assert await page(limit=2) == [event.to_json() for event in made[:2]]
+    last, guard = await page(after=made[1].id)
+    assert last == made[2].to_json()
+    assert guard["data"] == {"loss": None}
+
+
 async def test_some_runs_can_be_watched(service: TinkerService, watch: Watch) -> None:
     runs = [add_run(service, "s", number) for number in range(3)]
     for run in runs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -11,10 +10,11 @@ from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from ...wire.controls import Controls, PastStep, parse_change
+from ...wire.events import dumps
 from ..queue_state import state_of
 from ..registry import why_ended
 from ..runs import Run
-from ..schema import RunRow, StepRow
+from ..schema import EventRow, RunRow, StepRow
 from ..service import TinkerService
 from .base import TinkerHandler
 
@@ -28,7 +28,12 @@ def step_json(row: StepRow) -> dict[str, Any]:
 
 
 def _steps_body(rows: list[StepRow]) -> str:
-    return json.dumps({"steps": [step_json(row) for row in rows]})
+    return dumps({"steps": [step_json(row) for row in rows]})
+
+
+def _events_body(rows: list[EventRow]) -> str:
+    columns = [column.name for column in EventRow.__table__.columns]
+    return dumps({"events": [{name: getattr(row, name) for name in columns} for row in rows]})
 
 
 def run_json(service: TinkerService, row: RunRow, last: StepRow | None) -> dict[str, Any]:
@@ -161,11 +166,25 @@ class StepsHandler(TinkerHandler):
         self.finish(await asyncio.to_thread(_steps_body, rows))
 
 
+class RunEventsHandler(TinkerHandler):
+    """A page of what happened to a run beside its steps, oldest first; `after` as for steps."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, run_id: str) -> None:
+        await self.service.run(run_id)
+        after = self.int_argument("after", 0, 2**62)
+        limit = self.int_argument("limit", _PAGE, _PAGE)
+        rows = await self.service.journal.run_events(run_id, after, limit)
+        self.finish(await asyncio.to_thread(_events_body, rows))
+
+
 HANDLERS = [
     (r"/status", StatusHandler),
     (r"/runs", RunsHandler),
     (r"/runs/([^/]+)", RunHandler),
     (r"/runs/([^/]+)/steps", StepsHandler),
+    (r"/runs/([^/]+)/events", RunEventsHandler),
     (r"/runs/([^/]+)/controls", ControlsHandler),
     (r"/runs/([^/]+)/rewind", RewindHandler),
     (r"/runs/([^/]+)/fork", ForkHandler),

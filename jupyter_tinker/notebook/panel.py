@@ -1,0 +1,114 @@
+"""The panel: a widget that shows a run while it trains, and steers it.
+
+It talks from the browser to the Jupyter server, so it works while the kernel is busy. The kernel's
+part is only its traits: what the panel shows, mirrored, and a way to steer from Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anywidget
+from traitlets import Bool, Float, Int, TraitError, Unicode, validate
+
+from .client import Client, RequestFailed, run_path
+from .connection import ConnectionFailed, connect, find
+from .runs import resolve
+
+_ESM = Path(__file__).parent / "static" / "panel.js"
+
+
+class Panel(anywidget.AnyWidget):
+    """A run's curves and controls, live.
+
+    `run` is a run's id, or what `jupyter_tinker.run` takes for one; None follows whichever run
+    started last. The controls may be set from Python, too: `panel.learning_rate_scale = 0.5` asks
+    the server, and raises `TraitError` with its sentence if it refuses. All other traits say what
+    the panel shows, for as long as it is displayed; the kernel hears of changes between cells.
+    Raises `RequestFailed` if there is no such run.
+    """
+
+    _esm = _ESM
+
+    run = Unicode(None, allow_none=True, help="The run that is chosen; None: the newest.").tag(
+        sync=True
+    )
+    learning_rate_scale = Float(1.0, help="Factor on the learning rate that is asked for.").tag(
+        sync=True
+    )
+    learning_rate = Float(
+        None, allow_none=True, help="Used whatever the client asks for; None: as it asks."
+    ).tag(sync=True)
+    grad_clip_norm = Float(
+        None, allow_none=True, help="Global norm that gradients are clipped to; None: as asked."
+    ).tag(sync=True)
+    paused = Bool(False, help="Whether the run is paused.").tag(sync=True)
+
+    current_run = Unicode("", help="The id of the run that is shown.").tag(sync=True)
+    state = Unicode("", help="What that run does: see `Run.state`.").tag(sync=True)
+    step = Int(0, help="Its newest optimizer step.").tag(sync=True)
+    loss = Float(None, allow_none=True, help="Of that step, per unit of weight.").tag(sync=True)
+    server_url = Unicode("", help="The server that the kernel talks to.").tag(sync=True)
+
+    def __init__(self, run: str | None = None, **traits: Any) -> None:
+        if not _ESM.exists():
+            raise FileNotFoundError(
+                f"{_ESM} is missing: this copy of jupyter_tinker was installed without its panel. "
+                "Run `make panel` in its repository (needs Node.js)."
+            )
+        self._mirrored = True  # traits are told, and not asked for
+        self._client: Client | None = None
+        if run is not None:
+            self._client = connect()
+            run = resolve(self._client, run).id
+        super().__init__(run=run, server_url=_url(), **traits)
+        self._mirrored = False
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """What the browser says of the run; it is not sent to the server again."""
+        with self._told():
+            super().set_state(sync_data)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        before, self._mirrored = self._mirrored, True
+        try:
+            yield
+        finally:
+            self._mirrored = before
+
+    @validate("run")
+    def _known_run(self, proposal: Any) -> str | None:
+        run: str | None = proposal["value"]
+        if self._mirrored or run is None:
+            return run
+        return self._asked(lambda client: resolve(client, run).id)
+
+    @validate("learning_rate_scale", "learning_rate", "grad_clip_norm", "paused")
+    def _steer(self, proposal: Any) -> Any:
+        name, value = proposal["trait"].name, proposal["value"]
+        if not self._mirrored:
+            self._asked(lambda client: client.post(self._controls(client), {name: value}))
+        return value
+
+    def _controls(self, client: Client) -> str:
+        run = self.run or self.current_run or resolve(client, "latest").id
+        return f"{run_path(run)}/controls"
+
+    def _asked(self, question: Any) -> Any:
+        try:
+            if self._client is None:
+                self._client = connect()
+            return question(self._client)
+        except RequestFailed as error:
+            raise TraitError(str(error)) from None
+
+
+def _url() -> str:
+    try:
+        return find().url
+    except ConnectionFailed:
+        return ""

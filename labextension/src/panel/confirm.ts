@@ -1,0 +1,39 @@
+// Asks before something is done that is not undone by a click.
+
+import { h } from "./dom.js";
+
+export interface Choices {
+  title: string;
+  text: string;
+  /** What each button says, and does; "Cancel" is there besides. */
+  actions: Record<string, () => void>;
+}
+
+/** Open a dialog in `parent`. Esc and "Cancel" do nothing. */
+export function confirm(parent: HTMLElement, { title, text, actions }: Choices): void {
+  const heading = h("strong", { id: `jt-${Math.random().toString(36).slice(2)}` }, title);
+  const close = () => dialog.close();
+  const buttons = Object.entries(actions).map(([name, act]) =>
+    h(
+      "button",
+      {
+        type: "button",
+        click: () => {
+          close();
+          act();
+        },
+      },
+      name,
+    ),
+  );
+  const cancel = h("button", { type: "button", click: close }, "Cancel");
+  const dialog = h(
+    "dialog",
+    { class: "jt-dialog", "aria-labelledby": heading.id, close: () => dialog.remove() },
+    heading,
+    h("p", {}, text),
+    h("div", { class: "jt-group" }, ...buttons, cancel),
+  );
+  parent.append(dialog);
+  dialog.showModal();
+}

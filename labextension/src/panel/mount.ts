@@ -1,0 +1,252 @@
+// The panel: watches a run and steers it. Written once, mounted wherever there is an element.
+
+import { Chart } from "./chart.js";
+import { confirm } from "./confirm.js";
+import { h, say } from "./dom.js";
+import { acquireFeed, Feed, releaseFeed } from "./feed.js";
+import { Messages } from "./messages.js";
+import { type Choice, Picker } from "./picker.js";
+import { Readouts } from "./readouts.js";
+import { Steering } from "./steering.js";
+import { STYLE } from "./style.js";
+import type { Transport } from "./transport.js";
+import type { Run } from "./types.js";
+import type { Watched } from "./watched.js";
+
+export interface Options {
+  /** Jupyter's base URL, with a slash at its end. */
+  baseUrl: string;
+  /** A run's id; null follows whichever started last. */
+  run?: string | null;
+  /** Another way to the server than the page's own. */
+  transport?: Transport;
+  /** Called with every change of what is shown: the choice, and the run itself. */
+  onChange?: (choice: Choice, run: Run | null) => void;
+}
+
+export interface Panel {
+  select(run: string | null): void;
+  dispose(): void;
+}
+
+export function mount(element: HTMLElement, options: Options): Panel {
+  return new View(element, options);
+}
+
+class View implements Panel {
+  private readonly feed: Feed;
+  private readonly unsubscribe: () => void;
+  private readonly root: HTMLElement;
+  private readonly connection = h("span", { class: "jt-badge", role: "status" });
+  private readonly state = h("span", { class: "jt-badge" });
+  private readonly problem = h("p", { class: "jt-problem", role: "alert" });
+  private readonly picker = new Picker((choice) => this.choose(choice));
+  private readonly readouts = new Readouts();
+  private readonly messages = new Messages();
+  private readonly chart = new Chart((step, branch) => this.pick(step, branch));
+  private readonly steering = new Steering({
+    change: (fields) => this.change(fields),
+    rewind: (step, branch) => this.ask(step, branch, ["Rewind"]),
+    fork: (step, branch) => this.ask(step, branch, ["Fork"]),
+  });
+  private choice: Choice;
+  private watched: Watched[] = [];
+  private disposed = false;
+
+  constructor(
+    element: HTMLElement,
+    private readonly options: Options,
+  ) {
+    this.choice = { run: options.run || null, compared: [] };
+    const { transport, baseUrl } = options;
+    this.feed = transport ? new Feed(transport) : acquireFeed(baseUrl);
+    this.unsubscribe = this.feed.subscribe(() => this.update());
+    this.root = this.layout();
+    element.append(this.root);
+    this.update();
+  }
+
+  select(run: string | null): void {
+    this.choose({ ...this.choice, run });
+  }
+
+  dispose(): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    this.unsubscribe();
+    for (const watched of this.watched) this.feed.release(watched);
+    this.watched = [];
+    this.chart.runs = [];
+    this.chart.dispose();
+    if (this.options.transport) this.feed.dispose();
+    else releaseFeed(this.options.baseUrl, this.feed);
+    this.root.remove();
+  }
+
+  private get main(): Watched | null {
+    return this.watched[0] ?? null;
+  }
+
+  private layout(): HTMLElement {
+    const badges = h("div", { class: "jt-group" }, this.state, this.connection);
+    const root = h(
+      "section",
+      {
+        class: "jt-panel",
+        "aria-label": "Tinker run",
+        // JupyterLab's shortcuts are not meant for what is typed here.
+        "data-lm-suppress-shortcuts": "true",
+        keydown: (event) => event.stopPropagation(),
+      },
+      h("style", {}, STYLE),
+      h("div", { class: "jt-head" }, this.picker.element, badges),
+      this.problem,
+      this.readouts.element,
+      this.chart.element,
+      this.settings(),
+      this.steering.element,
+      this.messages.element,
+    );
+    return root;
+  }
+
+  private settings(): HTMLElement {
+    const smoothing = h("input", {
+      type: "range",
+      min: 0,
+      max: 0.99,
+      step: 0.01,
+      value: this.chart.smoothing,
+      class: "jt-slider",
+      input: () => {
+        this.chart.smoothing = Number(smoothing.value);
+        this.chart.restyle();
+      },
+    });
+    const log = h("input", {
+      type: "checkbox",
+      change: () => {
+        this.chart.logarithmic = log.checked;
+        this.chart.restyle();
+      },
+    });
+    const all = h("button", { type: "button", click: () => this.chart.unzoom() }, "All steps");
+    const key = "bold: smoothed · × clipped · dotted: asked for, or a branch that was left";
+    return h(
+      "div",
+      { class: "jt-options" },
+      h("label", {}, "Smoothing", smoothing),
+      h("label", {}, log, "log loss"),
+      all,
+      h("span", { class: "jt-key" }, key),
+    );
+  }
+
+  private choose(choice: Choice): void {
+    this.choice = choice;
+    this.messages.fail("");
+    this.messages.tell("");
+    this.update();
+  }
+
+  private update(): void {
+    if (this.disposed) return;
+    this.watch();
+    const { connection, problem } = this.feed;
+    const run = this.main?.run ?? null;
+    say(this.connection, connection);
+    this.connection.dataset.kind = connection === "live" ? "live" : "warn";
+    say(this.problem, this.main?.problem ?? problem ?? "");
+    const known = connection === "live" ? "" : "was ";
+    say(this.state, run ? `${known}${run.state}` : "no run yet");
+    this.state.title = run?.controls.paused_because ?? run?.ended ?? "";
+    this.state.dataset.kind = run?.state === "paused" ? "warn" : "";
+    this.picker.show(
+      this.feed.runs,
+      this.choice,
+      this.chart.runs.map(({ id }) => id),
+    );
+    this.readouts.show(this.main);
+    this.messages.show(this.main?.events ?? []);
+    this.steering.show(run, connection === "live");
+    this.chart.schedule();
+    this.options.onChange?.(this.choice, run);
+  }
+
+  /** Watch what is chosen, and no more. */
+  private watch(): void {
+    const main = this.choice.run ?? this.feed.runs[0]?.run_id;
+    const wanted = main === undefined ? [] : [main, ...this.choice.compared];
+    const ids = [...new Set(wanted)];
+    if (ids.join() === this.watched.map(({ id }) => id).join()) return;
+    const before = this.watched;
+    this.watched = ids.map((id) => this.feed.watch(id));
+    for (const watched of before) this.feed.release(watched);
+    this.chart.runs = this.watched;
+  }
+
+  private async change(fields: Record<string, unknown>): Promise<void> {
+    await this.doing(async (watched) => {
+      await this.feed.transport.post(`${watched.path}/controls`, fields);
+    });
+  }
+
+  /** Do something to the main run; what the server refuses is said. */
+  private async doing(work: (watched: Watched) => Promise<void>): Promise<void> {
+    const watched = this.main;
+    if (!watched) return;
+    this.messages.fail("");
+    try {
+      await work(watched);
+      await watched.refresh();
+    } catch (error) {
+      this.messages.fail(error instanceof Error ? error.message : String(error));
+    }
+  }
+
+  private pick(step: number, branch: number): void {
+    this.steering.pick(step, branch);
+    this.ask(step, branch, ["Rewind", "Fork"]);
+  }
+
+  private ask(step: number, branch: number | null, offered: ("Rewind" | "Fork")[]): void {
+    const offers = {
+      Rewind: () => this.rewind(step, branch),
+      Fork: () => this.fork(step, branch),
+    };
+    confirm(this.root, {
+      title: `Step ${step}${branch ? ` of branch ${branch}` : ""}`,
+      text: [
+        ...(offered.includes("Rewind")
+          ? ["Rewind: the run goes on from after this step; what came later is kept as a branch."]
+          : []),
+        ...(offered.includes("Fork")
+          ? ["Fork: the run is left alone, and you get a path that another run can start from."]
+          : []),
+      ].join(" "),
+      actions: Object.fromEntries(offered.map((name) => [name, offers[name]])),
+    });
+  }
+
+  private rewind(step: number, branch: number | null): void {
+    this.messages.tell(`Going back to step ${step} …`);
+    void this.doing(async (watched) => {
+      await this.feed.transport.post(`${watched.path}/rewind`, place(step, branch));
+      this.messages.tell(`The run is at step ${step}.`);
+    });
+  }
+
+  private fork(step: number, branch: number | null): void {
+    this.messages.tell(`Making a checkpoint of step ${step} …`);
+    void this.doing(async (watched) => {
+      const answer = await this.feed.transport.post<{ path: string }>(
+        `${watched.path}/fork`,
+        place(step, branch),
+      );
+      this.messages.tell(`Start a run from ${answer.path}`);
+    });
+  }
+}
+
+const place = (step: number, branch: number | null) =>
+  branch === null ? { step } : { step, branch };

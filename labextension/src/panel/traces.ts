@@ -1,0 +1,123 @@
+// Runs as Plotly's traces: what is drawn of them, and how.
+
+import { decimate } from "./decimate.js";
+import type { Column, Series } from "./series.js";
+import { smooth } from "./smooth.js";
+import type { Theme } from "./theme.js";
+import type { Watched } from "./watched.js";
+
+export interface View {
+  /** The window on the steps; null is all of them. */
+  range: [number, number] | null;
+  /** Of the plot, in pixels. */
+  width: number;
+  smoothing: number;
+}
+
+type Trace = Record<string, unknown>;
+const SILENT = { hoverinfo: "skip" };
+
+/** One run; of the main one there is more to see than of those that are compared with it. */
+export function tracesOf(
+  watched: Watched,
+  colour: string,
+  main: boolean,
+  view: View,
+  theme: Theme,
+): Trace[] {
+  const { series } = watched;
+  const { live, left } = series.split(watched.upto);
+  const curve = new Curve(series, live, view);
+  const line = (width: number, more: object = {}) => ({ color: colour, width, ...more });
+  const spoken = (name: string) =>
+    main ? { name, hovertemplate: `%{y:.4g}<extra>${name}</extra>` } : SILENT;
+  const made: Trace[] = [];
+  for (const own of left.values()) {
+    const old = new Curve(series, own, view).of("loss", view.smoothing);
+    made.push({
+      ...old,
+      ...spoken("left branch"),
+      line: line(1.2, { dash: "dot" }),
+      opacity: 0.45,
+    });
+  }
+  made.push({ ...curve.of("loss"), ...SILENT, line: line(1), opacity: 0.3 });
+  made.push({ ...curve.of("loss", view.smoothing), ...spoken("loss"), line: line(2.2) });
+  const norm = curve.of("gradNorm");
+  made.push({ ...norm, ...spoken("gradient norm"), yaxis: "y2", line: line(1.3) });
+  if (main) {
+    const clip = { ...curve.of("clip", 0, (value) => (value > 0 ? value : Number.NaN)), ...SILENT };
+    made.push({ ...clip, yaxis: "y2", line: { color: theme.warn, width: 1.2, dash: "dash" } });
+    made.push({ ...curve.clipped(norm.kept), ...clippedMarks(theme) });
+    const asked = { ...curve.of("asked"), ...spoken("asked"), yaxis: "y3" };
+    made.push({ ...asked, line: { color: theme.muted, width: 1.2, dash: "dot" } });
+  }
+  made.push({
+    ...curve.of("used"),
+    ...spoken(main ? "used" : "learning rate"),
+    yaxis: "y3",
+    line: line(1.8, { shape: "hv" }),
+  });
+  return made.map(({ kept: _, ...trace }) => ({ type: "scatter", mode: "lines", ...trace }));
+}
+
+const clippedMarks = (theme: Theme) => ({
+  ...SILENT,
+  yaxis: "y2",
+  mode: "markers",
+  marker: { color: theme.warn, size: 5, symbol: "x-thin-open" },
+});
+
+/** Columns over some of a run's steps, thinned out to what the view can show. */
+class Curve {
+  private readonly steps: Float64Array;
+  private readonly from: number;
+  private readonly to: number;
+
+  constructor(
+    private readonly series: Series,
+    private readonly rows: number[],
+    private readonly view: View,
+  ) {
+    const step = series.column("step");
+    this.steps = Float64Array.from(rows, (row) => step[row]!);
+    [this.from, this.to] = view.range ?? extent(this.steps);
+  }
+
+  of(column: Column, smoothing = 0, map = (value: number) => value) {
+    const all = this.series.column(column);
+    let values = Float64Array.from(this.rows, (row) => map(all[row]!));
+    if (smoothing > 0) values = smooth(values, smoothing) as typeof values;
+    const kept = decimate(this.steps, values, this.from, this.to, this.view.width);
+    return this.points(kept, (index) => values[index]!);
+  }
+
+  /** Those of the steps that are drawn whose gradients were clipped. */
+  clipped(drawn: number[]) {
+    const [norm, clip] = [this.series.column("gradNorm"), this.series.column("clip")];
+    const kept = drawn.filter((index) => {
+      const row = this.rows[index]!;
+      return clip[row]! > 0 && norm[row]! > clip[row]!;
+    });
+    return this.points(kept, (index) => norm[this.rows[index]!]!);
+  }
+
+  private points(kept: number[], y: (index: number) => number) {
+    const branch = this.series.column("branch");
+    return {
+      kept,
+      x: kept.map((index) => this.steps[index]!),
+      y: kept.map(y),
+      customdata: kept.map((index) => branch[this.rows[index]!]!),
+    };
+  }
+}
+
+function extent(values: Float64Array): [number, number] {
+  let [low, high] = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  return low < high ? [low, high] : [low - 1, low + 1];
+}

@@ -1,0 +1,166 @@
+// Talks to the Jupyter server that the page comes from: JSON both ways, and a stream of events.
+
+import type { TinkerEvent } from "./types.js";
+
+/** What the server refused, or that it does not answer; the message is for people. */
+export class RequestFailed extends Error {
+  constructor(
+    message: string,
+    /** HTTP's, or null if there was no answer. */
+    readonly status: number | null,
+  ) {
+    super(message);
+  }
+}
+
+export interface StreamListener {
+  onEvent(event: TinkerEvent): void;
+  /** Called when the connection is there, and when it is lost. */
+  onState(connected: boolean): void;
+}
+
+export interface Transport {
+  get<T>(path: string): Promise<T>;
+  post<T>(path: string, body: unknown): Promise<T>;
+  /** Events behind `after`, each once, until the function that is returned is called. */
+  follow(after: number, listener: StreamListener): () => void;
+}
+
+const KINDS = [
+  "step run_created run_ended run_unloaded run_revived control_changed paused resumed rewound",
+  "forked guard checkpoint_saved history_trimmed engine_started engine_died",
+].flatMap((line) => line.split(" "));
+
+const FIRST_PAUSE = 500;
+const LONGEST_PAUSE = 10_000;
+// The browser's own attempts come every few seconds; beyond this, one that hangs is given up.
+const PATIENCE = 15_000;
+// Timers that come so late were asleep, and the connection may be dead without a sign.
+const TICK = 5_000;
+const ASLEEP = 90_000; // longer than browsers let the timers of hidden pages wait
+
+export class ServerTransport implements Transport {
+  /** `baseUrl` is Jupyter's, with a slash at its end. */
+  constructor(
+    private readonly baseUrl: string,
+    private readonly Source: typeof EventSource = EventSource,
+  ) {}
+
+  get url(): string {
+    return `${this.baseUrl}tinker`;
+  }
+
+  async get<T>(path: string): Promise<T> {
+    return this.ask<T>(path, {});
+  }
+
+  async post<T>(path: string, body: unknown): Promise<T> {
+    const token = /(?:^|; )_xsrf=([^;]*)/.exec(document.cookie)?.[1];
+    const headers: Record<string, string> = { "Content-Type": "application/json" };
+    if (token) headers["X-XSRFToken"] = decodeURIComponent(token);
+    return this.ask<T>(path, { method: "POST", headers, body: JSON.stringify(body) });
+  }
+
+  follow(after: number, listener: StreamListener): () => void {
+    const stream = new Stream(`${this.url}/events`, after, listener, this.Source);
+    return () => stream.close();
+  }
+
+  private async ask<T>(path: string, init: RequestInit): Promise<T> {
+    let answer: Response;
+    try {
+      answer = await fetch(`${this.url}/${path}`, { credentials: "same-origin", ...init });
+    } catch {
+      throw new RequestFailed(`The server at ${this.url} does not answer.`, null);
+    }
+    const body = await answer.json().catch(() => null);
+    if (answer.ok && body !== null) return body as T;
+    const why = body?.detail ?? `${this.url} answered with the status ${answer.status}.`;
+    throw new RequestFailed(String(why), answer.status);
+  }
+}
+
+/**
+ * An EventSource that never gives up, and goes on behind the last event that it has heard of.
+ *
+ * The browser connects again by itself where a connection breaks, but not after an answer other than
+ * 200 (a proxy's, while the server starts), nor where a connection died in a sleep.
+ */
+export class Stream {
+  private source: EventSource | null = null;
+  private pause = FIRST_PAUSE;
+  private retry: ReturnType<typeof setTimeout> | undefined;
+  private lostAt: number | null = null;
+  private tickedAt = Date.now();
+  private readonly ticking: ReturnType<typeof setInterval>;
+  private readonly wake = () => this.reopen();
+
+  constructor(
+    private readonly url: string,
+    private after: number,
+    private readonly listener: StreamListener,
+    private readonly Source: typeof EventSource,
+  ) {
+    this.ticking = setInterval(() => this.tick(), TICK);
+    globalThis.addEventListener?.("online", this.wake);
+    this.open();
+  }
+
+  close(): void {
+    clearInterval(this.ticking);
+    globalThis.removeEventListener?.("online", this.wake);
+    this.drop();
+  }
+
+  private drop(): void {
+    clearTimeout(this.retry);
+    this.source?.close();
+    this.source = null;
+  }
+
+  private open(): void {
+    const source = new this.Source(`${this.url}?after=${this.after}`);
+    this.source = source;
+    source.onopen = () => {
+      this.pause = FIRST_PAUSE;
+      this.lostAt = null;
+      this.listener.onState(true);
+    };
+    source.onerror = () => this.lost();
+    const heard = (message: MessageEvent<string>) => {
+      if (source === this.source) this.heard(message);
+    };
+    for (const kind of KINDS) source.addEventListener(kind, heard);
+  }
+
+  private heard(message: MessageEvent<string>): void {
+    const event = JSON.parse(message.data) as TinkerEvent;
+    if (event.id <= this.after) return;
+    this.after = event.id;
+    this.listener.onEvent(event);
+  }
+
+  private lost(): void {
+    this.lostAt ??= Date.now();
+    this.listener.onState(false);
+    if (this.source?.readyState !== this.Source.CLOSED) return; // the browser tries again
+    this.drop();
+    this.retry = setTimeout(() => this.open(), this.pause);
+    this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);
+  }
+
+  private reopen(): void {
+    this.drop();
+    this.open();
+  }
+
+  private tick(): void {
+    const late = Date.now() - this.tickedAt - TICK;
+    this.tickedAt = Date.now();
+    const hangs = this.lostAt !== null && Date.now() - this.lostAt > PATIENCE;
+    if (late > ASLEEP || (hangs && this.source !== null)) {
+      this.lostAt = hangs ? Date.now() : null;
+      this.reopen();
+    }
+  }
+}

@@ -1,0 +1,58 @@
+// What the server says: see docs/api.md, "Our own routes".
+
+/** A row of `GET runs/{run}/steps`, and the data of a `step` event. */
+export interface Step {
+  id: number;
+  run_id: string;
+  branch: number;
+  step: number;
+  time: number;
+  skipped: string | null;
+  loss_mean: number | null;
+  tokens: number;
+  grad_norm: number | null;
+  learning_rate: number;
+  learning_rate_requested: number | null;
+  grad_clip_norm: number | null;
+  memory_bytes: number;
+}
+
+export interface TinkerEvent {
+  id: number;
+  run_id: string | null;
+  time: number;
+  kind: string;
+  actor: string | null;
+  step: number | null;
+  data: Record<string, unknown>;
+}
+
+export interface Controls {
+  learning_rate_scale: number;
+  learning_rate: number | null;
+  grad_clip_norm: number | null;
+  weight_decay: number | null;
+  paused: boolean;
+  paused_because: string | null;
+  steps_until_pause: number | null;
+}
+
+export interface Branch {
+  number: number;
+  parent: number;
+  step: number;
+}
+
+export interface Run {
+  run_id: string;
+  base_model: string;
+  created_at: number;
+  state: "waiting" | "training" | "paused" | "reviving" | "idle" | "ended";
+  ended: string | null;
+  controls: Controls;
+  last_step: Step | null;
+  user_metadata: Record<string, unknown> | null;
+  /** In the answer for one run only. */
+  branches?: Branch[];
+  branch?: number;
+}

@@ -1,0 +1,126 @@
+// One run that a panel shows: its history first, and then what comes.
+
+import { lineage } from "./branches.js";
+import { Series } from "./series.js";
+import { RequestFailed, type Transport } from "./transport.js";
+import type { Run, Step, TinkerEvent } from "./types.js";
+
+const MOST_EVENTS = 2_000;
+const REFRESH_SOON = 50;
+
+export class Watched {
+  readonly series = new Series();
+  readonly events: TinkerEvent[] = [];
+  run: Run | null = null;
+  users = 0;
+  loading = true;
+  /** Why the run cannot be shown. */
+  problem: string | null = null;
+  /** Rises with everything that is to be drawn. */
+  version = 0;
+  upto = lineage([]);
+  private early: TinkerEvent[] | null = [];
+  private lastEvent = 0;
+  private refreshing: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(
+    readonly id: string,
+    private readonly transport: Transport,
+    private readonly changed: () => void,
+  ) {}
+
+  get path(): string {
+    return `runs/${encodeURIComponent(this.id)}`;
+  }
+
+  /** Read the history; afterwards everything up to now is known. Rejects as the transport does. */
+  async load(): Promise<void> {
+    this.early ??= [];
+    try {
+      await this.refresh();
+      await this.pages<Step>("steps", (step) => this.addStep(step));
+      await this.pages<TinkerEvent>("events", (event) => this.addEvent(event));
+    } catch (error) {
+      this.problem = error instanceof Error ? error.message : String(error);
+      this.changed();
+      if (!(error instanceof RequestFailed) || error.status === 404) return;
+      throw error;
+    }
+    const early = this.early;
+    this.early = null;
+    this.loading = false;
+    this.problem = null;
+    for (const event of early) this.apply(event);
+    this.version += 1;
+    this.changed();
+  }
+
+  /** Take an event of the stream; before the history is there it waits. */
+  take(event: TinkerEvent): void {
+    if (this.early) this.early.push(event);
+    else this.apply(event);
+  }
+
+  /** What the server says of the run now. */
+  async refresh(): Promise<void> {
+    const run = await this.transport.get<Run>(this.path);
+    // A step may have come by the stream while the answer was under way.
+    const known = this.run?.last_step;
+    if (known && known.id > (run.last_step?.id ?? 0)) run.last_step = known;
+    this.run = run;
+    this.upto = lineage(this.run.branches ?? []);
+    this.version += 1;
+    this.changed();
+  }
+
+  refreshSoon(): void {
+    clearTimeout(this.refreshing);
+    this.refreshing = setTimeout(() => this.refresh().catch(() => {}), REFRESH_SOON);
+  }
+
+  dispose(): void {
+    clearTimeout(this.refreshing);
+  }
+
+  private async pages<T extends { id: number }>(
+    what: "steps" | "events",
+    add: (row: T) => void,
+  ): Promise<void> {
+    let after = what === "steps" ? this.series.lastId : this.lastEvent;
+    for (;;) {
+      const page = await this.transport.get<Record<string, T[]>>(
+        `${this.path}/${what}?after=${after}`,
+      );
+      const rows = page[what] ?? [];
+      if (rows.length === 0) return;
+      for (const row of rows) add(row);
+      after = rows[rows.length - 1]!.id;
+      this.version += 1;
+      this.changed();
+    }
+  }
+
+  private apply(event: TinkerEvent): void {
+    if (event.kind === "step") {
+      this.addStep(event.data as unknown as Step);
+    } else {
+      this.addEvent(event);
+      this.refreshSoon();
+    }
+    this.version += 1;
+  }
+
+  private addStep(step: Step): void {
+    if (this.series.add(step) && this.run) {
+      this.run.last_step = step;
+      if (this.run.controls.steps_until_pause !== null) this.refreshSoon();
+    }
+  }
+
+  private addEvent(event: TinkerEvent): void {
+    if (event.id <= this.lastEvent) return;
+    this.lastEvent = event.id;
+    this.events.push(event);
+    if (this.events.length > MOST_EVENTS) this.events.splice(0, MOST_EVENTS / 2);
+  }
+}

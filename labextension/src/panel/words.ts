@@ -1,0 +1,120 @@
+// What happened, in words; and numbers as people read them.
+
+import type { Series } from "./series.js";
+import type { Run, TinkerEvent } from "./types.js";
+
+/** A number with few digits: 0.0003, 3e-5, 1.25. */
+export function short(value: number | null | undefined): string {
+  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size < 1e-3 || size >= 1e6) return value.toExponential(2).replace(/\.?0+e/, "e");
+  return String(Number(value.toPrecision(4)));
+}
+
+export function duration(seconds: number): string {
+  if (!Number.isFinite(seconds)) return "–";
+  const whole = Math.max(0, Math.round(seconds));
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  if (h) return `${h} h ${m} min`;
+  return m ? `${m} min ${s} s` : `${s} s`;
+}
+
+export function bytes(count: number): string {
+  if (!Number.isFinite(count) || count === 0) return "–";
+  const gib = count / 2 ** 30;
+  return gib >= 1 ? `${gib.toFixed(1)} GiB` : `${Math.round(count / 2 ** 20)} MiB`;
+}
+
+/** Tokens a second over the last steps; NaN for fewer than two. */
+export function throughput(series: Series, steps = 20): number {
+  const first = Math.max(0, series.length - 1 - steps);
+  const seconds = series.at("time", -1) - series.at("time", first);
+  if (series.length < 2 || !(seconds > 0)) return Number.NaN;
+  let tokens = 0;
+  for (const own of series.column("tokens").subarray(first + 1)) tokens += own;
+  return tokens / seconds;
+}
+
+/** Seconds until the run's end, where its client said how many steps it will make. */
+export function remaining(run: Run, series: Series): number {
+  const total = run.user_metadata?.total_steps;
+  const first = Math.max(0, series.length - 21);
+  const steps = series.length - 1 - first;
+  if (!Number.isFinite(Number(total ?? Number.NaN)) || steps < 1) return Number.NaN;
+  const each = (series.at("time", -1) - series.at("time", first)) / steps;
+  return Math.max(0, Number(total) - series.at("step", -1)) * each;
+}
+
+type Values = Record<string, unknown>;
+
+function change(before: Values, after: Values): string {
+  const named: string[] = [];
+  const says = (key: string) => key in after && after[key] !== before[key];
+  if (says("learning_rate") && after.learning_rate !== null) {
+    named.push(`LR ${short(after.learning_rate as number)}`);
+  } else if (says("learning_rate_scale") || says("learning_rate")) {
+    const scale = Number(after.learning_rate_scale ?? 1);
+    named.push(scale === 1 ? "LR as asked" : `LR ×${short(scale)}`);
+  }
+  for (const [key, name] of [
+    ["grad_clip_norm", "clip"],
+    ["weight_decay", "weight decay"],
+  ] as const) {
+    if (!says(key)) continue;
+    const value = after[key] as number | null;
+    named.push(value === null ? `${name} as asked` : `${name} ${short(value)}`);
+  }
+  if (says("guards")) named.push("guards changed");
+  return named.join(", ");
+}
+
+/** A few words to stand beside a line in the curves; empty for what is not marked there. */
+export function label(event: TinkerEvent): string {
+  const data = event.data as Values;
+  switch (event.kind) {
+    case "control_changed":
+      return change((data.before ?? {}) as Values, (data.after ?? {}) as Values);
+    case "rewound":
+      return `rewound from ${(data.abandoned as Values | undefined)?.step ?? "?"}`;
+    case "guard":
+      return data.paused ? String(data.rule).replaceAll("_", " ") : "skipped";
+    case "run_revived":
+      return "revived";
+    default:
+      return "";
+  }
+}
+
+/** A sentence for the list of messages; empty for what needs none. */
+export function sentence(event: TinkerEvent): string {
+  const data = event.data as Values;
+  const by = event.actor ? ` by ${event.actor}` : "";
+  const at = event.step === null ? "" : `Step ${event.step}: `;
+  switch (event.kind) {
+    case "control_changed": {
+      const what = label(event);
+      return what && `${at}${what}${by}`;
+    }
+    case "rewound":
+      return `${at}${label(event)}${by}`;
+    case "guard":
+      return `${at}${data.reason}${data.paused ? " The run is paused." : ""}`;
+    case "paused":
+      return `${at}paused: ${data.reason}`;
+    case "resumed":
+      return `${at}resumed${by}`;
+    case "forked":
+      return `${at}forked${by}: ${data.path}`;
+    case "run_revived":
+      return `${at}brought back in ${duration(Number(data.seconds))}`;
+    case "run_ended":
+      return `${at}the run ended${data.reason ? `: ${data.reason}` : ""}`;
+    case "engine_died":
+      return `The engine died: ${data.reason}`;
+    case "checkpoint_saved":
+      return `${at}saved ${data.path}`;
+    default:
+      return "";
+  }
+}

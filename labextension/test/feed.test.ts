@@ -1,0 +1,115 @@
+import { Feed } from "../src/panel/feed.js";
+import { RequestFailed, type StreamListener, type Transport } from "../src/panel/transport.js";
+import type { Run, Step, TinkerEvent } from "../src/panel/types.js";
+import { event, RUN, step, stepEvent } from "./steps.js";
+
+/** A server of one run, whose pages can be held back. */
+class FakeServer implements Transport {
+  steps: Step[] = [];
+  events: TinkerEvent[] = [];
+  down = false;
+  after: number | null = null;
+  listener: StreamListener | null = null;
+  beforePage: () => void = () => {};
+
+  async get<T>(path: string): Promise<T> {
+    if (this.down) throw new RequestFailed("down", null);
+    const run: Run = { ...RUN, last_step: this.steps[this.steps.length - 1] ?? null };
+    const [, after] = /after=(\d+)/.exec(path) ?? [];
+    if (path.startsWith("runs?")) return { runs: [run] } as T;
+    if (after === undefined) return run as T;
+    const rows: { id: number }[] = path.includes("/steps") ? this.steps : this.events;
+    const page = rows.filter(({ id }) => id > Number(after)).slice(0, 3);
+    this.beforePage();
+    return { steps: page, events: page } as T;
+  }
+
+  async post<T>(): Promise<T> {
+    return {} as T;
+  }
+
+  follow(after: number, listener: StreamListener): () => void {
+    this.after = after;
+    this.listener = listener;
+    listener.onState(true);
+    return () => {
+      this.listener = null;
+    };
+  }
+}
+
+let server: FakeServer;
+let feed: Feed;
+
+beforeEach(() => {
+  jest.useFakeTimers();
+  server = new FakeServer();
+  server.steps = [1, 2, 3, 4, 5, 6, 7].map((id) => step(id));
+});
+
+afterEach(() => {
+  feed.dispose();
+  expect(jest.getTimerCount()).toBe(0);
+  jest.useRealTimers();
+});
+
+const settle = () => jest.advanceTimersByTimeAsync(100);
+const steps = (id = "a") => [...feed.watch(id).series.column("step")];
+
+test("history comes in pages, and then what happens", async () => {
+  feed = new Feed(server);
+  const watched = feed.watch("a");
+  await settle();
+  expect(steps()).toEqual([1, 2, 3, 4, 5, 6, 7]);
+  expect(server.after).toBe(7);
+  server.listener!.onEvent(stepEvent(8));
+  expect(steps()).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+  expect(watched.run!.last_step!.step).toBe(8);
+});
+
+test("a step that comes while its history is read is there once, in its place", async () => {
+  feed = new Feed(server);
+  let next = 7;
+  server.beforePage = () => {
+    if (next >= 10) return;
+    next += 1;
+    server.steps.push(step(next));
+    server.listener!.onEvent(stepEvent(next));
+  };
+  feed.watch("a");
+  await settle();
+  expect(steps()).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+});
+
+test("a server that does not answer at first is asked again", async () => {
+  server.down = true;
+  feed = new Feed(server);
+  feed.watch("a");
+  await settle();
+  expect(feed.connection).toBe("reconnecting");
+  expect(feed.problem).toBe("down");
+  server.down = false;
+  await jest.advanceTimersByTimeAsync(2_500);
+  expect(feed.connection).toBe("live");
+  expect(steps()).toHaveLength(7);
+});
+
+test("what happened beside the steps is known once", async () => {
+  server.events = [event(3, "paused", { reason: "a" }), event(5, "resumed")];
+  feed = new Feed(server);
+  const watched = feed.watch("a");
+  await settle();
+  server.listener!.onEvent(event(5, "resumed"));
+  server.listener!.onEvent(event(9, "guard", { rule: "plateau" }));
+  expect(watched.events.map(({ id }) => id)).toEqual([3, 5, 9]);
+});
+
+test("nothing is kept of a run that nobody shows", async () => {
+  feed = new Feed(server);
+  const first = feed.watch("a");
+  expect(feed.watch("a")).toBe(first);
+  feed.release(first);
+  feed.release(first);
+  expect(feed.watch("a")).not.toBe(first);
+  await settle();
+});
