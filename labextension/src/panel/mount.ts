@@ -4,11 +4,13 @@ import { Chart } from "./chart.js";
 import { confirm } from "./confirm.js";
 import { h, say } from "./dom.js";
 import { acquireFeed, Feed, releaseFeed } from "./feed.js";
-import { Messages } from "./messages.js";
+import { Happenings } from "./happenings.js";
+import { Notices } from "./notices.js";
 import { type Choice, Picker } from "./picker.js";
 import { Readouts } from "./readouts.js";
 import { Steering } from "./steering.js";
 import { STYLE } from "./style.js";
+import { Tabs } from "./tabs.js";
 import type { Transport } from "./transport.js";
 import type { Run } from "./types.js";
 import type { Watched } from "./watched.js";
@@ -42,7 +44,8 @@ class View implements Panel {
   private readonly problem = h("p", { class: "jt-problem", role: "alert" });
   private readonly picker = new Picker((choice) => this.choose(choice));
   private readonly readouts = new Readouts();
-  private readonly messages = new Messages();
+  private readonly notices = new Notices();
+  private readonly tabs = new Tabs([new Happenings()]);
   private readonly chart = new Chart((step, branch) => this.pick(step, branch));
   private readonly steering = new Steering({
     change: (fields) => this.change(fields),
@@ -78,6 +81,7 @@ class View implements Panel {
     this.watched = [];
     this.chart.runs = [];
     this.chart.dispose();
+    this.tabs.dispose();
     if (this.options.transport) this.feed.dispose();
     else releaseFeed(this.options.baseUrl, this.feed);
     this.root.remove();
@@ -105,7 +109,8 @@ class View implements Panel {
       this.chart.element,
       this.settings(),
       this.steering.element,
-      this.messages.element,
+      this.notices.element,
+      this.tabs.element,
     );
     return root;
   }
@@ -144,8 +149,7 @@ class View implements Panel {
 
   private choose(choice: Choice): void {
     this.choice = choice;
-    this.messages.fail("");
-    this.messages.tell("");
+    this.notices.clear();
     this.update();
   }
 
@@ -167,7 +171,7 @@ class View implements Panel {
       this.chart.runs.map(({ id }) => id),
     );
     this.readouts.show(this.main);
-    this.messages.show(this.main?.events ?? []);
+    this.tabs.show(this.main, connection === "live");
     this.steering.show(run, connection === "live");
     this.chart.schedule();
     this.options.onChange?.(this.choice, run);
@@ -191,16 +195,16 @@ class View implements Panel {
     });
   }
 
-  /** Do something to the main run; what the server refuses is said. */
-  private async doing(work: (watched: Watched) => Promise<void>): Promise<void> {
+  /** Do something to the main run, and say so; what the server refuses is said, too. */
+  private async doing(work: (watched: Watched) => Promise<void>, about = ""): Promise<void> {
     const watched = this.main;
     if (!watched) return;
-    this.messages.fail("");
+    this.notices.tell(about);
     try {
       await work(watched);
       await watched.refresh();
     } catch (error) {
-      this.messages.fail(error instanceof Error ? error.message : String(error));
+      this.notices.fail(error instanceof Error ? error.message : String(error));
     }
   }
 
@@ -229,22 +233,20 @@ class View implements Panel {
   }
 
   private rewind(step: number, branch: number | null): void {
-    this.messages.tell(`Going back to step ${step} …`);
     void this.doing(async (watched) => {
       await this.feed.transport.post(`${watched.path}/rewind`, place(step, branch));
-      this.messages.tell(`The run is at step ${step}.`);
-    });
+      this.notices.tell(`The run is at step ${step}.`);
+    }, `Going back to step ${step} …`);
   }
 
   private fork(step: number, branch: number | null): void {
-    this.messages.tell(`Making a checkpoint of step ${step} …`);
     void this.doing(async (watched) => {
       const answer = await this.feed.transport.post<{ path: string }>(
         `${watched.path}/fork`,
         place(step, branch),
       );
-      this.messages.tell(`Start a run from ${answer.path}`);
-    });
+      this.notices.tell(`Start a run from ${answer.path}`);
+    }, `Making a checkpoint of step ${step} …`);
   }
 }
 

@@ -34,10 +34,16 @@ export const STYLE = `
 .jt-why, .jt-note, .jt-fault, .jt-problem { margin: 4px 0; flex-basis: 100%; }
 .jt-why, .jt-note { color: var(--jp-ui-font-color2, #666); }
 .jt-fault, .jt-grave, .jt-problem { color: var(--jp-error-color1, #c62828); }
-.jt-why:empty, .jt-note:empty, .jt-fault:empty, .jt-problem:empty, .jt-quiet details,
+.jt-why:empty, .jt-note:empty, .jt-fault:empty, .jt-problem:empty,
 .jt-panel [hidden] { display: none; }
 .jt-note { overflow-wrap: anywhere; user-select: text; }
-.jt-messages { margin-top: 6px; }
+.jt-tabbed { margin-top: 8px; }
+.jt-tabs { display: flex; flex-wrap: wrap; border-bottom: 1px solid var(--jp-border-color2, #ddd); }
+.jt-panel .jt-tabs button { background: none; border: 0; border-bottom: 2px solid transparent;
+  border-radius: 0; color: var(--jp-ui-font-color2, #666); }
+.jt-panel .jt-tabs [aria-selected="true"] { color: inherit;
+  border-bottom-color: var(--jp-brand-color1, #1976d2); }
+.jt-none { color: var(--jp-ui-font-color2, #666); margin: 4px 0; }
 .jt-list { list-style: none; margin: 4px 0 0; padding: 0; max-height: 110px; overflow-y: auto; }
 .jt-list li { overflow-wrap: anywhere; }
 .jt-list time { color: var(--jp-ui-font-color2, #666); font-variant-numeric: tabular-nums; }
