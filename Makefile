@@ -28,9 +28,13 @@ lab: install ## JupyterLab with the quickstart and a small model to teach
 	$(BIN)/jupyter tinker pull smollm2-135m
 	$(BIN)/jupyter lab $(AS_ROOT) notebooks/quickstart.ipynb
 
+# Much of the time tests wait for servers to start and end, so two processes go through them side by
+# side: each file in one of them, in the order of the files, of which the last take the longest.
+TEST_PROCESSES ?= 2
+
 test: install $(COOKBOOK)/.installed $(SDKS:=/.installed) ## all tests, with a real model and the cookbook (many minutes)
 	npm --prefix labextension test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: install ## the tests that need no model and no server
 	npm --prefix labextension test

@@ -36,13 +36,14 @@ def _chromium() -> tuple[str | None, str]:
     return None, "playwright install"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
+    """Only while it is used: its loop runs all the time, so that no other could in this process."""
     with sync_playwright() as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(playwright: Playwright) -> Iterator[Browser]:
     """A missing browser is an error: nothing here is skipped."""
     path, origin = _chromium()

@@ -103,9 +103,9 @@ class Lab:
         return int(text) if text.isdecimal() else 0
 
     def is_busy(self) -> bool:
-        """Whether the kernel runs a cell."""
-        status = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
-        return bool(self.page.evaluate(status) == "busy")
+        """Whether a cell runs. The kernel's own status says idle after whatever a subshell did."""
+        prompts = self.page.locator(".jp-Notebook .jp-InputPrompt").all_inner_texts()
+        return "[*]:" in prompts
 
     def runs(self) -> list[str]:
         """The server's runs, the newest first."""
