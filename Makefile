@@ -15,7 +15,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install panel lab test test-fast torture lint proto bench clean
+.PHONY: help install panel lab test test-fast torture lint docs proto bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -53,6 +53,9 @@ lint: install ## ruff, mypy, tsc and biome
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	npm --prefix labextension run check
+
+docs: install ## the documentation, into build/docs/html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs/html
 
 bench: install ## how fast it is on this machine
 	$(BIN)/jupyter tinker pull smollm2-135m

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 from tinker import types
-from tinker.proto.response_conv import deserialize_sample_response
+from tinker.proto.response_conv import (
+    deserialize_forward_backward_output,
+    deserialize_sample_response,
+)
 
 from tests.protocol.conftest import Everything
 from tests.raw import RawRun, some_data
@@ -137,6 +140,18 @@ ROUTES: dict[str, tuple[str, Callable[[Everything], Fields | None], Any]] = {
     "own key": ("GET auth/apikey/me", lambda e: None, None),
 }
 
+# Requests whose answer is a future, and the SDK's type of what it brings.
+FUTURES: dict[str, Any] = {
+    "create_model": types.CreateModelResponse,
+    "forward_backward": types.ForwardBackwardOutput,
+    "optim_step": types.OptimStepResponse,
+    "save_weights": types.SaveWeightsResponse,
+    "load_weights": types.LoadWeightsResponse,
+    "save_weights_for_sampler": types.SaveWeightsForSamplerResponse,
+    "save_weights_external": types.SaveWeightsExternalResponse,
+    "asample": types.SampleResponse,
+}
+
 
 @pytest.mark.parametrize("name", ROUTES)
 def test_an_answer_is_what_the_sdk_reads(everything: Everything, name: str) -> None:
@@ -163,25 +178,25 @@ def future(everything: Everything, route: str, body: Fields) -> Any:
 
 def test_futures_of_a_run_are_what_the_sdk_reads(everything: Everything) -> None:
     run = RawRun(everything.run.server)
-    created = future(
-        everything,
-        "create_model",
-        {"session_id": run.session_id, "model_seq_id": 1, "base_model": "tiny"},
-    )
-    types.CreateModelResponse.model_validate(created)
-    run.loss(run.forward_backward(1, some_data(1)))
-    types.OptimStepResponse.model_validate(run.result(run.optim_step(2)))
-    save = types.SaveWeightsResponse.model_validate(run.result(run.submit("save_weights", 3)))
-    types.LoadWeightsResponse.model_validate(
-        run.result(run.submit("load_weights", 4, path=save.path, optimizer=True))
-    )
-    named = run.result(run.submit("save_weights_for_sampler", 5, path="named"))
-    assert types.SaveWeightsForSamplerResponse.model_validate(named).path.endswith("/named")
+    fields = {"session_id": run.session_id, "model_seq_id": 1, "base_model": "tiny"}
+    FUTURES["create_model"].model_validate(future(everything, "create_model", fields))
+    raw = run.poll_until(run.forward_backward(1, some_data(1)))
+    assert isinstance(raw, bytes)
+    (output,) = deserialize_forward_backward_output(raw).loss_fn_outputs
+    assert set(output) == {"logprobs", "elementwise_loss"}
+
+    def read(route: str, seq_id: int, **fields: Any) -> Any:
+        answer = run.result(run.submit(route, seq_id, **fields))
+        return FUTURES[route].model_validate(answer)
+
+    FUTURES["optim_step"].model_validate(run.result(run.optim_step(2)))
+    path = read("save_weights", 3).path
+    read("load_weights", 4, path=path, optimizer=True)
+    assert read("save_weights_for_sampler", 5, path="named").path.endswith("/named")
     unnamed = run.result(run.submit("save_weights_for_sampler", 6, sampling_session_seq_id=1))
     assert unnamed["path"] is None
     assert isinstance(unnamed["sampling_session_id"], str)
-    external = run.result(run.submit("save_weights_external", 7, path="out"))
-    types.SaveWeightsExternalResponse.model_validate(external)
+    read("save_weights_external", 7, path="out")
     refused = run.result(run.submit("load_weights", 8, path="nonsense", optimizer=True))
     assert types.RequestFailedResponse.model_validate(refused).category.value == "user"
 
