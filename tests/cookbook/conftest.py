@@ -55,7 +55,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     return make_workdir(tmp_path_factory.mktemp("cookbook"), smollm2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[Server]:
     """A server that serves SmolLM2 to whoever asks for one of the cookbook's models."""
     models = {MODEL: smollm2, TEACHER: smollm2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,37 @@ def other_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Pa
     return folder
 
 
-@pytest.fixture(scope="session")
-def start(
+@contextmanager
+def _starter(
     tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, other_model_dir: Path
 ) -> Iterator[StartServer]:
-    """Starts servers, each with a home of its own unless one is given; ends them all."""
     servers: list[Server] = []
 
-    def _start(home: Path | None = None, **options: Any) -> Server:
+    def start(home: Path | None = None, **options: Any) -> Server:
         home = home or tmp_path_factory.mktemp("server")
         options.setdefault("models", {"tiny": tiny_model_dir, "other": other_model_dir})
         servers.append(start_server(home, **options))
         return servers[-1]
 
-    yield _start
-    for server in servers:
-        server.stop()
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def start(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, other_model_dir: Path
+) -> Iterator[StartServer]:
+    """Starts servers, each with a home of its own unless one is given; they end with the file."""
+    with _starter(tmp_path_factory, tiny_model_dir, other_model_dir) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
-def a_server(start: StartServer) -> Server:
-    return start()
+def a_server(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, other_model_dir: Path
+) -> Iterator[Server]:
+    with _starter(tmp_path_factory, tiny_model_dir, other_model_dir) as start:
+        yield start()
