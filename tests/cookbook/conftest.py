@@ -45,11 +45,6 @@ class Recipe:
 StartRecipe = Callable[..., Recipe]
 
 
-def _listen_to_ctrl_c() -> None:
-    # A shell that runs the tests in the background has its children ignore it.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     return make_workdir(tmp_path_factory.mktemp("cookbook"), smollm2)
@@ -88,7 +83,6 @@ def start_recipe(server: Server, workdir: Path, tmp_path: Path) -> Iterator[Star
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                preexec_fn=_listen_to_ctrl_c,
             )
         recipes.append(Recipe(process, log_file))
         return recipes[-1]
