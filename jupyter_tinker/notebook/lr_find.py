@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -73,9 +74,15 @@ class LrFind:
         made.update_layout(title=str(self), height=420, margin={"t": 60, "b": 40})
         made.update_xaxes(title="learning rate", type="log", exponentformat="e")
         made.update_yaxes(title="loss, batches levelled", range=_window(self.rows))
-        if self.suggestion is not None and self.lowest is not None:
-            made.add_vline(self.suggestion, line_color=_GREEN, annotation_text="suggestion")
-            made.add_vline(self.lowest, line_color=_GREY, line_dash="dot", annotation_text="lowest")
+        for rate, name, style in (
+            (self.suggestion, "suggestion", {"color": _GREEN, "width": 2}),
+            (self.lowest, "lowest", {"color": _GREY, "dash": "dot"}),
+        ):
+            if rate is not None:
+                made.add_vline(rate, line=style)
+                # On a logarithmic axis the place of a text is its exponent.
+                place = {"x": math.log10(rate), "y": 1, "yref": "paper", "yanchor": "bottom"}
+                made.add_annotation(text=name, showarrow=False, **place)
         return made
 
     def __str__(self) -> str:

@@ -95,6 +95,8 @@ def test_the_figure(run: Run) -> None:
     low, high = figure.layout.yaxis.range
     assert low < 2.5 < 3.5 < high < 40  # the divergence does not flatten the valley
     assert {shape.x0 for shape in figure.layout.shapes} == {2e-3, 0.05}
+    texts = {note.text: 10**note.x for note in figure.layout.annotations}
+    assert texts == {"suggestion": pytest.approx(2e-3), "lowest": pytest.approx(0.05)}
     assert found._repr_mimebundle_()["text/plain"] == str(found)
 
 
