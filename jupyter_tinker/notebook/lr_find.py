@@ -74,15 +74,17 @@ class LrFind:
         made.update_layout(title=str(self), height=420, margin={"t": 60, "b": 40})
         made.update_xaxes(title="learning rate", type="log", exponentformat="e")
         made.update_yaxes(title="loss, batches levelled", range=_window(self.rows))
-        for rate, name, style in (
-            (self.suggestion, "suggestion", {"color": _GREEN, "width": 2}),
-            (self.lowest, "lowest", {"color": _GREY, "dash": "dot"}),
+        for rate, name, colour in (
+            (self.suggestion, "suggestion", _GREEN),
+            (self.lowest, "lowest", _GREY),
         ):
             if rate is not None:
-                made.add_vline(rate, line=style)
+                made.add_vline(rate, line_color=colour)
                 # On a logarithmic axis the place of a text is its exponent.
-                place = {"x": math.log10(rate), "y": 1, "yref": "paper", "yanchor": "bottom"}
-                made.add_annotation(text=name, showarrow=False, **place)
+                place = math.log10(rate)
+                made.add_annotation(
+                    text=name, x=place, y=1, yref="paper", yanchor="bottom", showarrow=False
+                )
         return made
 
     def __str__(self) -> str:

@@ -85,6 +85,7 @@ class LrFinder:
         self._sweeps[run.id] = sweep
         self._forget()
         sweep.task = asyncio.create_task(self._perform(run, sweep))
+        sweep.task.add_done_callback(lambda _: sweep.abandon())
         return sweep.to_json()
 
     async def cancel(self, run_id: str) -> dict[str, Any]:
@@ -120,7 +121,9 @@ class LrFinder:
                 f"A sweep over the learning rates of run {run.id} is under way; wait for it, or "
                 "cancel it."
             )
-        if self._closed or len(running) >= _AT_ONCE:
+        if self._closed:
+            raise SweepUnderWay("The server is about to stop.")
+        if len(running) >= _AT_ONCE:
             raise SweepUnderWay(
                 f"{len(running)} sweeps are under way, of {', '.join(running)}; wait for one of "
                 "them, or cancel it."
@@ -158,7 +161,7 @@ class LrFinder:
             await self._with_engines(run, sweep)
             sweep.end("done", remark(sweep))
         except asyncio.CancelledError:
-            sweep.end("cancelled", "The sweep was cancelled.")
+            sweep.abandon()
         except (ops.OpError, tinker.BadRequest, HistoryGone, EngineDied) as error:
             sweep.end("failed", f"The sweep could not be done: {str(error).rstrip('.')}.")
         except Exception as error:
@@ -226,7 +229,7 @@ class LrFinder:
             if self._supervisor.holds(run.generation):
                 newest = await self._history.snapshots(run.id)
                 if not newest or newest[-1].position != position:
-                    task = await self._snapshots.begin(run)
+                    task = await asyncio.shield(self._snapshots.begin(run))
         if task is not None:
             await asyncio.shield(task)
         return position

@@ -43,6 +43,11 @@ class Sweep:
         self.status, self.stage, self.message = status, None, message
         self.finished_at = time.time()
 
+    def abandon(self) -> None:
+        """It was cancelled, perhaps before it began; what has ended otherwise stays as it is."""
+        if self.status == "running":
+            self.end("cancelled", "The sweep was cancelled.")
+
     def to_json(self) -> dict[str, Any]:
         points = [] if self.curve is None else self.curve.points
         found = None

@@ -367,6 +367,15 @@ async def test_one_that_is_cancelled_frees_its_copy(
     assert (await sweep(service))["status"] == "done"
 
 
+async def test_one_can_be_cancelled_before_it_does_anything(
+    service: TinkerService, client: Client, engine: FakeEngine
+) -> None:
+    await service.lr_finder.begin(RUN, SETTINGS, by="ada")
+    assert (await service.lr_finder.cancel(RUN))["status"] == "cancelled"
+    assert copies(engine) == []
+    assert (await sweep(service))["status"] == "done"
+
+
 async def test_a_cancellation_waits_for_what_the_engine_is_at(
     service: TinkerService,
     client: Client,
