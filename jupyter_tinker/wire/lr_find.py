@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 _Rate = Annotated[float, Field(ge=1e-12, le=1e3)]
 
@@ -25,5 +26,6 @@ class SweepSettings(BaseModel):
     @model_validator(mode="after")
     def _rises(self) -> Self:
         if self.min >= self.max:
-            raise ValueError(f"min must be below max, and is {self.min:g}")
+            about = f"min must be below max, and is {self.min:g}"
+            raise PydanticCustomError("rises", about)
         return self

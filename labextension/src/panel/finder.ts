@@ -10,6 +10,7 @@ import type { Watched } from "./watched.js";
 import { short } from "./words.js";
 
 const POLL = 400;
+const KEY = "faint: each step's loss, less what is its batch's own · bold: smoothed";
 const SPARED = "The sweep is made on a copy: the run itself is untouched.";
 
 export interface FinderActions {
@@ -38,6 +39,7 @@ export class Finder implements Tab {
   private readonly used = h("span", { class: "jt-why", "aria-live": "polite" });
   private readonly useRow = h("div", { class: "jt-use-row" }, this.use, this.used);
   private readonly plot = new FinderPlot();
+  private readonly key = h("span", { class: "jt-key" }, KEY);
   private watched: Watched | null = null;
   private live = false;
   private sweep: Sweep | null = null;
@@ -64,6 +66,7 @@ export class Finder implements Tab {
       this.running,
       this.fault,
       this.plot.element,
+      this.key,
       this.result,
       this.useRow,
       h("p", { class: "jt-why" }, SPARED),
@@ -171,6 +174,7 @@ export class Finder implements Tab {
     if (sweep && running) this.renderProgress(sweep, text);
     say(this.result, running ? "" : text);
     this.plot.show(sweep, text);
+    this.key.hidden = this.plot.element.hidden;
     this.renderUse(run);
   }
 

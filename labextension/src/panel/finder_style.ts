@@ -13,4 +13,5 @@ export const FINDER_STYLE = `
 .jt-panel button.jt-use:enabled { background: var(--jp-brand-color1, #1976d2);
   border-color: var(--jp-brand-color1, #1976d2); color: var(--jp-ui-inverse-font-color1, #fff); }
 .jt-use-row { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; margin: 6px 0; }
+.jt-use-row .jt-why { flex: 0 1 auto; margin: 0; }
 `;
