@@ -16,7 +16,14 @@ from sqlalchemy import delete
 from jupyter_tinker.server import lr_finder
 from jupyter_tinker.server.lr_finder import SweepUnderWay
 from jupyter_tinker.server.registry import UnknownRun
-from jupyter_tinker.server.schema import EventRow, OperationRow, PayloadRow, RunRow, StepRow
+from jupyter_tinker.server.schema import (
+    CustomLossRow,
+    EventRow,
+    OperationRow,
+    PayloadRow,
+    RunRow,
+    StepRow,
+)
 from jupyter_tinker.server.service import TinkerService
 from jupyter_tinker.wire import ops
 from jupyter_tinker.wire import tinker_pb2 as pb
@@ -210,6 +217,25 @@ async def test_batches_before_the_first_step(service: TinkerService, engine: Fak
     assert (state["status"], state["batches"], state["step"]) == ("done", 3, 0)
     first = of_copies(engine, ops.OptimStep)[0].adam
     assert first == replace(ops.AdamParams(), learning_rate=first.learning_rate)
+
+
+async def test_a_client_s_own_loss_comes_along(
+    service: TinkerService, client: Client, engine: FakeEngine
+) -> None:
+    loss = CustomLossRow(id="mine", session_id="s", definition=b"{}", created_at=1.0)
+    service._database.run(lambda db: db.merge(loss))
+
+    def asked(run: str, seq_id: int) -> tuple[str, bytes, bool]:
+        request = pb.ForwardBackwardRequest(model_id=run, seq_id=seq_id, loss_fn="custom")
+        request.loss_fn_config_v2["loss_id"].text = "mine"
+        request.data.add().model_input.add().encoded_text.tokens = bytes(4)
+        return "forward_backward", request.SerializeToString(), False
+
+    await client.ask(asked)
+    await client.ask(optim_step())
+    assert (await sweep(service, batches=1, steps=10, max=1e-3))["status"] == "done"
+    asked_of_copies = of_copies(engine, ops.ForwardBackward)
+    assert [op.custom_loss for op in asked_of_copies] == ["{}"] * 11
 
 
 async def test_batches_of_an_abandoned_branch_or_a_dropped_step_do_not_count(
