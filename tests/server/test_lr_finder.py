@@ -204,6 +204,9 @@ async def test_the_newest_batches_are_gone_through(
     assert not any(request.forward_only for request in swept)
     # What was accumulated for one step is one batch: the third step's, and the two of the fourth.
     assert _first_tokens(engine) == [2, 10, 11] * 6
+    # What the client has accumulated is no part of the first step.
+    kinds = [type(op) for op in engine.ops if "@" in getattr(op, "run", "")]
+    assert kinds[:4] == [ops.UnloadRun, ops.RestoreRun, ops.ZeroGrad, ops.ForwardBackward]
     assert [request.loss_fn for request in asked[:3]] == ["cross_entropy", "ppo", "cross_entropy"]
     assert state["points"][1]["loss"] == pytest.approx(4.0 + 10.5)
 
