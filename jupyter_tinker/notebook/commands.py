@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from .client import RequestFailed
 from .runs import Run
 
 RUN = """RUN is a run's id, a beginning of it that no other id has, `latest`, or `latest~N` for the
@@ -173,6 +174,30 @@ def _place(arguments: Sequence[str]) -> tuple[str, int]:
     return arguments[0], whole(arguments[1], "STEP")
 
 
+# The learning rate finder
+
+
+def _lr_find(
+    find: Find, arguments: Sequence[str], *, steps: int | None = None, batches: int | None = None
+) -> Answer:
+    settings: dict[str, Any] = {"steps": steps, "batches": batches}
+    match arguments:
+        case [name]:
+            pass
+        case [name, low, high]:
+            settings["min"] = _number(low, "the lowest learning rate")
+            settings["max"] = _number(high, "the highest learning rate")
+        case _:
+            raise Misuse
+    given = {key: value for key, value in settings.items() if value is not None}
+    run = find(name)
+    try:
+        found = run.lr_find(**given)
+    except KeyboardInterrupt:
+        raise RequestFailed(f"The sweep was cancelled; {run.id} is as it was.") from None
+    return Answer(str(found), found)
+
+
 # Guards
 
 
@@ -289,6 +314,24 @@ COMMANDS = {
             _fork,
             "A client starts from it with create_training_client_from_state.",
             options=_BRANCH,
+        ),
+        Command(
+            "lr_find",
+            "lr_find RUN [FROM TO] [--steps N] [--batches N]",
+            "Find a learning rate for a run, on a copy of it.",
+            _lr_find,
+            """The copy makes steps with learning rates that rise exponentially from FROM to TO,
+    1e-6 and 1 if they are not given, with the run's own newest batches, until its loss diverges.
+    The run is left alone. Ctrl-C cancels the sweep.
+
+    Suggested is where the smoothed loss fell fastest, or a tenth of where it was lowest if that is
+    less.""",
+            ("lr_find latest", "lr_find latest 1e-5 1e-2 --steps 100"),
+            {
+                "steps": "Of so many learning rates, 10 to 200. Default: 60.",
+                "batches": "Of how many of its newest steps the data is used, 1 to 32. Default: 8.",
+            },
+            (("1e-6",), ("1", "1e-1")),
         ),
         Command(
             "guard",

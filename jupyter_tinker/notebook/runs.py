@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from plotly.graph_objects import Figure
 
+    from .lr_find import LrFind
+
 _PAGE = 1000
 _LEFT = object()  # what is left as it is
 
@@ -167,6 +169,28 @@ class Run:
             f"{run_path(self.id)}/fork", _place(step, branch), timeout=LONG
         )["path"]
         return path
+
+    def lr_find(
+        self,
+        *,
+        min: float = 1e-6,
+        max: float = 1.0,
+        steps: int = 60,
+        batches: int = 8,
+        stop_at: float = 4.0,
+        progress: bool = True,
+    ) -> LrFind:
+        """Sweep over learning rates on a copy of the run, which is left alone, and wait for it.
+
+        `steps` (10 to 200) learning rates rise exponentially from `min` to `max`, with the data of
+        the run's newest `batches` (up to 32) optimizer steps in turn. The sweep ends early where
+        the smoothed loss is above `stop_at` times its lowest. Ctrl-C cancels it. The method is
+        Smith's, https://arxiv.org/abs/1506.01186. Raises `RequestFailed`.
+        """
+        from .lr_find import find
+
+        settings = {"min": min, "max": max, "steps": steps, "batches": batches, "stop_at": stop_at}
+        return find(self._client, self.id, settings, progress=progress)
 
     def past_events(self, after: int = 0) -> list[dict[str, Any]]:
         """What happened to the run beside its steps, until now, oldest first."""

@@ -26,10 +26,22 @@ def words(event: dict[str, Any]) -> str:
         case "run_revived":
             replayed = data.get("replayed")
             return f"revived in {data.get('seconds', 0):.1f} s; {replayed} operations made again"
+        case "lr_find_started":
+            return f"a sweep over learning rates began on a copy{by}"
+        case "lr_find_done":
+            return f"the sweep over learning rates {_found(data)}"
         case "run_unloaded":
             return "not in memory any more; it is brought back when it is needed"
     told = data.get("reason") or data.get("path") or (json.dumps(data) if data else "")
     return kind.replace("_", " ") + by + (f": {told}" if told else "")
+
+
+def _found(data: dict[str, Any]) -> str:
+    found = data.get("suggestion")
+    if found:
+        return f"suggests {found['learning_rate']:.2g}"
+    ended = {"done": "is done", "cancelled": "was cancelled"}.get(data["status"], "failed")
+    return ended if data["status"] == "cancelled" else f"{ended}: {data.get('message')}"
 
 
 def _by(event: dict[str, Any]) -> str:

@@ -27,6 +27,8 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
         "forked",
         "checkpoint_saved",
         "history_trimmed",
+        "lr_find_started",
+        "lr_find_done",
     ),
     "control": ("control_changed", "paused", "resumed", "guard"),
     "engine": ("engine_started", "engine_died"),

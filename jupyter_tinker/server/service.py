@@ -29,6 +29,7 @@ from .history import History
 from .journal import Journal
 from .keys import Keys
 from .lives import Copier, Lives
+from .lr_finder import LrFinder
 from .registry import Registry
 from .retention import Retention
 from .revival import Revival
@@ -187,6 +188,17 @@ class TinkerService:
             spawn=self._spawn,
             log=log,
         )
+        self.lr_finder = LrFinder(
+            supervisor=supervisor,
+            turns=turns,
+            history=self.history,
+            snapshots=self.snapshots,
+            revival=self._revival,
+            custom_losses=self._custom_losses,
+            events=self.events,
+            registry=self.registry,
+            log=log,
+        )
         self._creation = RunCreation(
             journal=self.journal,
             catalog=catalog,
@@ -233,6 +245,7 @@ class TinkerService:
         await self.events.close()
         for task in self._background:
             task.cancel()
+        await self.lr_finder.close()
         await self.registry.close()
         await self.sampling.close()
         await self.lives.farewell()

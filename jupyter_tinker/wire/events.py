@@ -21,6 +21,8 @@ Kind = Literal[
     "guard",
     "checkpoint_saved",
     "history_trimmed",
+    "lr_find_started",
+    "lr_find_done",
     "engine_started",
     "engine_died",
 ]

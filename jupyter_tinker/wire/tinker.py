@@ -346,3 +346,12 @@ def forward_backward_address(body: bytes) -> Address:
     if envelope.seq_id < 0:
         raise BadRequest(f"seq_id must not be negative, and is {envelope.seq_id}.")
     return Address(envelope.model_id, envelope.seq_id, envelope.forward_only)
+
+
+def without_backward(body: bytes) -> bytes:
+    """A binary `forward_backward` body that asks for the loss alone.
+
+    Of a protobuf message that is followed by another, a field counts that is set in the latter.
+    """
+    asked: bytes = ForwardBackwardEnvelope(forward_only=True).SerializeToString()
+    return body + asked

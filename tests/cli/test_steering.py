@@ -84,6 +84,24 @@ def test_rewinding_and_forking(named: Stub, command: Command) -> None:
     assert command("fork", "latest", "2", "--branch=1") == (0, f"{path}\n", "")
 
 
+def test_finding_a_learning_rate(named: Stub, command: Command) -> None:
+    found = {"learning_rate": 2e-3, "steepest": 2e-3, "lowest": 0.05}
+    named.run(THIRD).found = [{"status": "done", "suggestion": found}]
+    told = (
+        f"LR finder of {THIRD} after step 2: use 0.002. The loss fell fastest at 0.002 and was "
+        "lowest at 0.05.\n"
+    )
+    status, printed, bar = command("lr_find", "latest", "1e-5", "0.1", "--steps", "20")
+    assert (status, printed) == (0, told)
+    assert "0/20" in bar
+    assert named.run(THIRD).sweep["settings"]["max"] == 0.1
+    named.run(THIRD).found = [{"status": "failed", "message": "The engine died."}]
+    status, printed, complained = command("lr_find", "latest")
+    assert (status, printed) == (1, "")
+    assert complained.endswith("jupyter tinker: The engine died.\n")
+    assert command("lr_find")[2].startswith("jupyter tinker: usage: jupyter tinker lr_find RUN")
+
+
 def test_guards(named: Stub, command: Command) -> None:
     def guards(*arguments: str) -> str:
         status, printed, complained = command("guard", "latest", *arguments)

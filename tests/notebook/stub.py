@@ -32,6 +32,8 @@ class StubRun:
     controls: Controls = field(default_factory=Controls)
     branches: list[dict[str, Any]] = field(default_factory=list)
     ended: str | None = None
+    sweep: dict[str, Any] = field(default_factory=lambda: {"status": "none"})
+    found: list[dict[str, Any]] = field(default_factory=list)  # what its sweep is to come to
 
     def step(self, number: int, **columns: Any) -> None:
         row = {"loss_mean": 2.0, "learning_rate": 1e-4, "learning_rate_requested": 1e-4}
@@ -264,6 +266,38 @@ class _Fork(_Handler):
         self.finish({"path": f"tinker://{self.of(run_id).id}/weights/step={body['step']}{branch}"})
 
 
+class _LrFind(_Handler):
+    """Each look finds the sweep a state further."""
+
+    def post(self, run_id: str) -> None:
+        run, body = self.of(run_id), json.loads(self.request.body)
+        if run.sweep["status"] == "running":
+            return self.refuse(409, f"A sweep over run {run_id} is under way.")
+        run.sweep = {
+            "run_id": run_id,
+            "status": "running",
+            "stage": "copying",
+            "step": run.steps[-1]["step"] if run.steps else 0,
+            "settings": {"min": 1e-6, "max": 1.0, "steps": 60, **body},
+            "points": [],
+            "diverged": False,
+            "suggestion": None,
+            "message": None,
+        }
+        self.finish(run.sweep)
+
+    def get(self, run_id: str) -> None:
+        run = self.of(run_id)
+        if run.sweep["status"] == "running" and run.found:
+            run.sweep.update(run.found.pop(0))
+        self.finish({"run_id": run_id, **run.sweep})
+
+    def delete(self, run_id: str) -> None:
+        run = self.of(run_id)
+        run.sweep.update(status="cancelled", message="The sweep was cancelled.")
+        self.finish(run.sweep)
+
+
 class _Events(_Handler):
     async def get(self) -> None:
         runs = self.get_query_arguments("run")
@@ -298,6 +332,7 @@ _ROUTES: list[Any] = [
     (f"{_RUN}/controls", _Controls),
     (f"{_RUN}/rewind", _Rewind),
     (f"{_RUN}/fork", _Fork),
+    (f"{_RUN}/lr_find", _LrFind),
     ("/tinker/events", _Events),
     ("/tinker/keys", _Keys),
     ("/tinker/keys/([^/]+)", _Key),

@@ -226,6 +226,17 @@ def test_keys(loaded: Stub, cell: Cell, shell: InteractiveShell) -> None:
     assert "revoked" in cell("%tinker key list")[0]
 
 
+def test_a_learning_rate_is_found(loaded: Stub, cell: Cell, shell: InteractiveShell) -> None:
+    found = {"learning_rate": 2e-3, "steepest": 2e-3, "lowest": 0.05}
+    loaded.run(THIRD).found = [{"status": "done", "suggestion": found}]
+    cell("found = %tinker lr_find latest 1e-5 1 --steps 20")
+    assert shell.user_ns["found"].suggestion == 2e-3
+    assert loaded.run(THIRD).sweep["settings"]["steps"] == 20
+    loaded.run(THIRD).sweep["status"] = "running"
+    _, complained = cell("%tinker lr_find latest")
+    assert complained == f"UsageError: A sweep over run {THIRD} is under way.\n"
+
+
 def test_the_panel(
     loaded: Stub, cell: Cell, shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from . import (
     events,
     futures,
     keys,
+    lr_find,
     openai,
     runs,
     sampling,
@@ -29,7 +30,7 @@ _API = [
     *account.HANDLERS,
 ]
 
-_OURS = [*runs.HANDLERS, *events.HANDLERS, *keys.HANDLERS]
+_OURS = [*runs.HANDLERS, *lr_find.HANDLERS, *events.HANDLERS, *keys.HANDLERS]
 
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),

@@ -4,6 +4,7 @@ import { Chart } from "./chart.js";
 import { confirm } from "./confirm.js";
 import { h, say } from "./dom.js";
 import { acquireFeed, Feed, releaseFeed } from "./feed.js";
+import { Finder } from "./finder.js";
 import { Happenings } from "./happenings.js";
 import { Notices } from "./notices.js";
 import { type Choice, Picker } from "./picker.js";
@@ -45,7 +46,13 @@ class View implements Panel {
   private readonly picker = new Picker((choice) => this.choose(choice));
   private readonly readouts = new Readouts();
   private readonly notices = new Notices();
-  private readonly tabs = new Tabs([new Happenings()]);
+  private readonly tabs = new Tabs([
+    new Happenings(),
+    new Finder({
+      transport: () => this.feed.transport,
+      change: (fields) => this.change(fields),
+    }),
+  ]);
   private readonly chart = new Chart((step, branch) => this.pick(step, branch));
   private readonly steering = new Steering({
     change: (fields) => this.change(fields),

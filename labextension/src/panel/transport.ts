@@ -22,13 +22,15 @@ export interface StreamListener {
 export interface Transport {
   get<T>(path: string): Promise<T>;
   post<T>(path: string, body: unknown): Promise<T>;
+  delete<T>(path: string): Promise<T>;
   /** Events behind `after`, each once, until the function that is returned is called. */
   follow(after: number, listener: StreamListener): () => void;
 }
 
 const KINDS = [
   "step run_created run_ended run_unloaded run_revived control_changed paused resumed rewound",
-  "forked guard checkpoint_saved history_trimmed engine_started engine_died",
+  "forked guard checkpoint_saved history_trimmed lr_find_started lr_find_done",
+  "engine_started engine_died",
 ].flatMap((line) => line.split(" "));
 
 const FIRST_PAUSE = 500;
@@ -55,10 +57,12 @@ export class ServerTransport implements Transport {
   }
 
   async post<T>(path: string, body: unknown): Promise<T> {
-    const token = /(?:^|; )_xsrf=([^;]*)/.exec(document.cookie)?.[1];
-    const headers: Record<string, string> = { "Content-Type": "application/json" };
-    if (token) headers["X-XSRFToken"] = decodeURIComponent(token);
+    const headers = { "Content-Type": "application/json", ...xsrf() };
     return this.ask<T>(path, { method: "POST", headers, body: JSON.stringify(body) });
+  }
+
+  async delete<T>(path: string): Promise<T> {
+    return this.ask<T>(path, { method: "DELETE", headers: xsrf() });
   }
 
   follow(after: number, listener: StreamListener): () => void {
@@ -78,6 +82,12 @@ export class ServerTransport implements Transport {
     const why = body?.detail ?? `${this.url} answered with the status ${answer.status}.`;
     throw new RequestFailed(String(why), answer.status);
   }
+}
+
+/** What Jupyter wants to see of a page that changes something. */
+function xsrf(): Record<string, string> {
+  const token = /(?:^|; )_xsrf=([^;]*)/.exec(document.cookie)?.[1];
+  return token ? { "X-XSRFToken": decodeURIComponent(token) } : {};
 }
 
 /**

@@ -110,6 +110,15 @@ export function sentence(event: TinkerEvent): string {
       return `${at}brought back in ${duration(Number(data.seconds))}`;
     case "run_ended":
       return `${at}the run ended${data.reason ? `: ${data.reason}` : ""}`;
+    case "lr_find_started":
+      return `${at}a sweep over learning rates began on a copy${by}`;
+    case "lr_find_done": {
+      const rate = (data.suggestion as Values | null)?.learning_rate as number | undefined;
+      if (rate !== undefined)
+        return `${at}the sweep suggests LR ${short(Number(rate.toPrecision(2)))}`;
+      const ended = data.status === "done" ? "found no learning rate" : String(data.status);
+      return `${at}sweep over learning rates ${ended}: ${data.message}`;
+    }
     case "engine_died":
       return `The engine died: ${data.reason}`;
     case "checkpoint_saved":
