@@ -32,6 +32,7 @@ class StubRun:
     controls: Controls = field(default_factory=Controls)
     branches: list[dict[str, Any]] = field(default_factory=list)
     ended: str | None = None
+    session_tags: list[str] = field(default_factory=list)
 
     def step(self, number: int, **columns: Any) -> None:
         row = {"loss_mean": 2.0, "learning_rate": 1e-4, "learning_rate_requested": 1e-4}
@@ -49,6 +50,7 @@ class StubRun:
             "branches": self.branches,
             "started_from": None,
             "ended": self.ended,
+            "session_tags": self.session_tags,
             "last_step": self.steps[-1] if self.steps else None,
         }
 
