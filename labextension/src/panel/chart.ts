@@ -2,7 +2,7 @@
 
 import Plotly, { type PlotElement } from "plotly.js-basic-dist-min";
 import { drawnMarks, marksOf } from "./marks.js";
-import { onThemeChange, RUN_COLOURS, readTheme } from "./theme.js";
+import { onThemeChange, readTheme } from "./theme.js";
 import { tracesOf } from "./traces.js";
 import type { Watched } from "./watched.js";
 
@@ -90,9 +90,9 @@ export class Chart {
       width: Math.max(100, width - MARGIN.l - MARGIN.r),
       smoothing: this.smoothing,
     };
-    const colour = (index: number) => RUN_COLOURS[index % RUN_COLOURS.length]!;
+    const { length } = theme.runs;
     const traces = this.runs.flatMap((run, index) =>
-      tracesOf(run, colour(index), index === 0, view, theme),
+      tracesOf(run, theme.runs[index % length]!, index === 0, view, theme),
     );
     const plot = await Plotly.react(this.element, traces, this.layout(width, theme), CONFIG);
     if (this.disposed) Plotly.purge(this.element);
