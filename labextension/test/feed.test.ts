@@ -17,7 +17,11 @@ class FakeServer implements Transport {
   async get<T>(path: string): Promise<T> {
     if (this.down) throw new RequestFailed("down", null);
     if (path === "status") return { status: { memory_total_bytes: this.memory } } as T;
-    const run: Run = { ...RUN, ended: this.ended, last_step: this.steps[this.steps.length - 1] ?? null };
+    const run: Run = {
+      ...RUN,
+      ended: this.ended,
+      last_step: this.steps[this.steps.length - 1] ?? null,
+    };
     const [, after] = /after=(\d+)/.exec(path) ?? [];
     if (path.startsWith("runs?")) return { runs: [run] } as T;
     if (after === undefined) return run as T;
