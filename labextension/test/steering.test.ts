@@ -85,6 +85,18 @@ test("what a person types stays until it is set or given up", async () => {
   expect(input("Gradient clip norm").value).toBe("2"); // as the server has it, which refused
 });
 
+test("what was typed for one run is not meant for another", () => {
+  type("Gradient clip norm", "0.5", "Tab");
+  type("Steps in which", "100", "Tab");
+  steering.pick(12, 1);
+  steering.show({ ...steered({ grad_clip_norm: 3 }), run_id: "b" }, true);
+  expect(input("Gradient clip norm").value).toBe("3");
+  expect(input("Step to go back to").value).toBe("");
+  button("Set", "Clip").click();
+  type("Learning rate scale, exactly", "0.5");
+  expect(asked).toEqual([{ grad_clip_norm: 3 }, { learning_rate_scale: 0.5 }]);
+});
+
 test("a ramp goes along with scale and value", async () => {
   type("Steps in which", "100");
   type("Learning rate scale, exactly", "0.5");

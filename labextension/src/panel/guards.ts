@@ -68,6 +68,11 @@ export class GuardsForm {
     );
   }
 
+  /** Show again what the server says. */
+  settle(): void {
+    for (const row of this.rows) row.settle();
+  }
+
   show(guards: Guards): void {
     say(this.summary, `Guards: ${guardsInWords(guards)}`);
     for (const row of this.rows) row.show(guards);
@@ -115,13 +120,17 @@ class RuleRow {
     for (const [name, field] of this.fields) field.show(rule[name] ?? null);
   }
 
+  settle(): void {
+    for (const field of this.fields.values()) field.settle();
+  }
+
   private async send(on: boolean): Promise<void> {
     const asked = on ? this.asked() : this.fields.size ? null : false;
     try {
       if (asked !== undefined) await this.change({ [this.rule.name]: asked });
     } finally {
       this.box.checked = this.on;
-      if (asked !== undefined && this.on) for (const field of this.fields.values()) field.settle();
+      if (asked !== undefined && this.on) this.settle();
     }
   }
 

@@ -103,6 +103,13 @@ export class LearningRate {
     this.changes.put(steps ? { ...fields, ramp_steps: steps } : fields);
   }
 
+  /** Nothing is meant yet for the run that is shown from now on. */
+  startAnew(): void {
+    this.settle();
+    this.steps.settle();
+  }
+
+  /** Show again what the server says. */
   private settle(): void {
     delete this.slider.dataset.edited;
     this.slider.value = String(Math.log10(this.known));

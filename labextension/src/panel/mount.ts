@@ -116,15 +116,14 @@ class View implements Panel {
         keydown: (event) => event.stopPropagation(),
       },
       h("style", {}, STYLE),
-      h("div", { class: "jt-head" }, this.picker.element, badges),
+      h("div", { class: "jt-head" }, this.picker.element, this.banner, badges),
       this.problem,
-      this.banner,
       this.readouts.element,
       this.legend.element,
       this.chart.element,
       viewOptions(this.chart),
-      this.notices.element,
       this.steering.element,
+      this.notices.element,
       this.tabs.element,
     );
     return root;
@@ -153,7 +152,7 @@ class View implements Panel {
       this.chart.runs.map(({ id }) => id),
     );
     say(this.banner, state(run, this.feed));
-    this.banner.dataset.kind = run?.controls.paused ? "warn" : "";
+    this.banner.title = this.banner.textContent ?? "";
     this.readouts.show(this.main, this.feed.status);
     this.legend.show(this.watched);
     this.tabs.show(this.main, connection === "live");

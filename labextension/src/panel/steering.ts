@@ -50,6 +50,7 @@ export class Steering {
   private readonly guards: GuardsForm;
   private branch: number | null = null;
   private paused = false;
+  private shown: string | null = null;
 
   constructor(private readonly actions: Actions) {
     const { refuse } = actions;
@@ -79,6 +80,7 @@ export class Steering {
     say(this.why, why ?? "");
     for (const set of this.sets) disable(set, why);
     if (run === null) return;
+    if (run.run_id !== this.shown) this.startAnew(run.run_id);
     const { controls } = run;
     this.rate.show(run);
     this.clip.show(controls.grad_clip_norm);
@@ -95,6 +97,15 @@ export class Steering {
   pick(step: number, branch: number): void {
     this.place.propose(String(step));
     this.branch = branch;
+  }
+
+  /** What was typed for one run is not meant for another. */
+  private startAnew(run: string): void {
+    this.shown = run;
+    this.branch = null;
+    this.rate.startAnew();
+    this.guards.settle();
+    for (const field of [this.clip, this.decay, this.place]) field.settle();
   }
 
   private optimizer(): HTMLFieldSetElement {

@@ -55,10 +55,12 @@ const FRAME = `
 .jt-chart { width: 100%; min-height: 420px; cursor: crosshair; }
 .jt-options label { display: flex; gap: 5px; align-items: center; }
 .jt-options { gap: 4px 14px; }
-.jt-note, .jt-fault, .jt-problem, .jt-banner, .jt-why { margin: 6px 0; padding: 4px 8px;
+/* Beside the badges, so that nothing moves when a run is paused. */
+.jt-banner { flex: 1 1 0; min-width: 120px; margin: 0; max-height: 2.8em; overflow: hidden;
+  text-align: right; overflow-wrap: anywhere; }
+.jt-note, .jt-fault, .jt-problem, .jt-why { margin: 6px 0; padding: 4px 8px;
   border-left: 3px solid var(--jp-border-color1, #bbb); background: var(--jp-layout-color2, #f5f5f5);
   border-radius: 2px; overflow-wrap: anywhere; user-select: text; }
-.jt-banner[data-kind="warn"] { border-color: #f57c00; }
 .jt-fault, .jt-problem { border-color: var(--jp-error-color1, #c62828); }
 .jt-note { border-color: var(--jt-brand); }
 .jt-why:empty, .jt-note:empty, .jt-fault:empty, .jt-problem:empty,
@@ -84,6 +86,7 @@ const FRAME = `
 const NARROW = `
 @container (max-width: 640px) {
   .jt-select { max-width: 230px; }
+  .jt-banner { flex-basis: 100%; order: 3; text-align: left; max-height: none; }
   .jt-readouts { grid-template-columns: repeat(4, minmax(0, 1fr)); }
   .jt-steering { grid-template-columns: minmax(0, 1fr); }
 }
