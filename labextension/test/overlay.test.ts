@@ -26,7 +26,8 @@ function watched(id: string, branches: Branch[] = []): Watched {
   for (const [i, branch] of branches.entries()) {
     made.series.add(step(5 + i, { branch: branch.number, step: branch.step + 1 }));
   }
-  const last_step = step(4, { loss_mean: 0.25 });
+  const branch = branches.at(-1)?.number ?? 0;
+  const last_step = step(4, { loss_mean: 0.25, branch });
   made.run = { ...RUN, run_id: id, branches, last_step };
   made.upto = lineage(branches);
   return made;

@@ -1,5 +1,6 @@
 /** @jest-environment jsdom */
 
+import { lineage } from "../src/panel/branches.js";
 import { Readouts } from "../src/panel/readouts.js";
 import type { Run, Status, Step } from "../src/panel/types.js";
 import { Watched } from "../src/panel/watched.js";
@@ -12,6 +13,7 @@ function shown(last: Partial<Step>, run: Partial<Run> = {}, total: number | null
   const watched = new Watched("a", null as never, () => {});
   for (let id = 1; id <= 40; id++) watched.series.add(step(id));
   watched.run = { ...RUN, ...run, last_step: step(40, last) };
+  watched.upto = lineage(run.branches ?? []);
   const status: Status = { status: { device: "cpu", dtype: "float32", memory_total_bytes: total } };
   readouts.show(watched, status);
   const cards = [...readouts.element.querySelectorAll<HTMLElement>(".jt-card")];
@@ -45,6 +47,12 @@ test("how long it will take is told where the client has said how many steps it 
     ["40", "of 100"],
     0.4,
   ]);
+});
+
+test("a rewound run is at the step that it went back to", () => {
+  const branches = [{ number: 1, parent: 0, step: 6 }];
+  expect(shown({}, { branches }).text.Step).toEqual(["6", "rewound from 40"]);
+  expect(shown({ branch: 1, step: 7 }, { branches }).text.Step).toEqual(["7", ""]);
 });
 
 test("throughput is of the last steps", () => {

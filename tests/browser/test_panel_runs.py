@@ -32,7 +32,7 @@ def test_it_follows_this_notebooks_runs_first(lab: Lab) -> None:
     until(lambda: lab.step > before + 2)
     expect(lab.panel.locator(".jt-legend li").first).to_have_attribute("title", own)
     groups = "picker => [...picker.children].map(group => group.label)"
-    assert picker.evaluate(groups) == [None, "This notebook", "Others"]
+    assert picker.evaluate(groups) == ["Newest of this notebook", "This notebook", "Others"]
     session = own.partition(":")[0]
     body = {"reason": {"type": "success"}, "detail": None}
     lab.server.fetch(f"tinker/api/v1/sessions/{session}/finish", body)
@@ -42,7 +42,7 @@ def test_it_follows_this_notebooks_runs_first(lab: Lab) -> None:
 
 
 def test_several_runs_are_compared(lab: Lab) -> None:
-    runs = [Driven(lab.server) for _ in range(3)]
+    runs = [Driven(lab.server, rate) for rate in (1e-3, 3e-3, 1e-2)]
     for count, run in enumerate(runs, 12):
         run.train(count)
     lab.server.fetch(f"tinker/runs/{runs[1].id}/rewind", {"step": 6})
@@ -67,6 +67,7 @@ def test_several_runs_are_compared(lab: Lab) -> None:
     assert sorted(points for _, points in drawn.values()) == [6, 12, 14]
     legend = lab.panel.locator(".jt-legend li")
     expect(legend).to_have_count(3)
+    expect(legend.nth(1)).to_contain_text("step 6")
     expect(legend.nth(1)).to_contain_text("branch 0 left at step 6")
     runs[0].train()
     until(lambda: 13 in [points for _, points in chart.evaluate(COLOURS).values()])

@@ -91,9 +91,10 @@ export class Chart {
       smoothing: this.smoothing,
     };
     const { length } = theme.runs;
-    const traces = this.runs.flatMap((run, index) =>
+    const each = this.runs.map((run, index) =>
       tracesOf(run, theme.runs[index % length]!, index === 0, view, theme),
     );
+    const traces = each.reverse().flat(); // the main run on top of the others
     const plot = await Plotly.react(this.element, traces, this.layout(width, theme), CONFIG);
     if (this.disposed) Plotly.purge(this.element);
     else if (!this.plot) this.listen(plot);
@@ -104,7 +105,8 @@ export class Chart {
     const [first, last] = this.range ?? [main?.series.at("step", 0), main?.series.at("step", -1)];
     const room = ((last || 1) - (first || 0)) * (18 / width);
     const y = (title: string, from: number, to: number, more: object = {}) => ({
-      title: { text: title, font: { size: 11 }, standoff: 4 },
+      // Without tick labels there is nothing to stand off from, and Plotly computes infinity.
+      title: { text: title, font: { size: 11 }, ...(last! > 0 ? { standoff: 4 } : {}) },
       domain: [from, to],
       gridcolor: theme.grid,
       zeroline: false,
@@ -129,6 +131,8 @@ export class Chart {
         gridcolor: theme.grid,
         zeroline: false,
         anchor: "y3",
+        // Few steps: no ticks between them.
+        ...((last || 0) - (first || 0) < 10 ? { dtick: 1 } : {}),
         ...(this.range ? { range: this.range } : { autorange: true }),
       },
       yaxis: y("loss", 0.47, 1, { type: this.logarithmic ? "log" : "linear" }),

@@ -4,7 +4,7 @@ import { h, say } from "./dom.js";
 import { title } from "./picker.js";
 import { runColour } from "./theme.js";
 import type { Watched } from "./watched.js";
-import { short } from "./words.js";
+import { short, stepNow } from "./words.js";
 
 export interface LeftBranch {
   number: number;
@@ -34,7 +34,7 @@ export class Legend {
       this.element.replaceChildren(...this.entries.map(({ element }) => element));
     }
     runs.forEach((watched, place) => {
-      this.entries[place]!.show(watched);
+      this.entries[place]!.show(watched, runs.length > 1);
     });
   }
 }
@@ -60,10 +60,11 @@ class Entry {
     this.element.style.setProperty("--jt-colour", runColour(place));
   }
 
-  show(watched: Watched): void {
+  /** With other runs beside it, the entry has the run's numbers; alone they stand above. */
+  show(watched: Watched, compared: boolean): void {
     const name = watched.run ? title(watched.run) : this.id;
     say(this.name, name);
-    say(this.numbers, numbersOf(watched));
+    say(this.numbers, compared ? numbersOf(watched) : "");
     say(this.left, branchesOf(watched));
     this.dotted.hidden = this.left.hidden = this.left.textContent === "";
     this.drop.title = `Compare no more with ${name}`;
@@ -71,10 +72,12 @@ class Entry {
   }
 }
 
-function numbersOf({ run, problem }: Watched): string {
-  if (problem) return problem;
-  const last = run?.last_step;
-  return last ? `step ${last.step}, loss ${short(last.loss_mean)}` : "no step yet";
+function numbersOf(watched: Watched): string {
+  if (watched.problem) return watched.problem;
+  const last = watched.run?.last_step;
+  if (!last) return "no step yet";
+  const step = stepNow(watched);
+  return step === last.step ? `step ${step}, loss ${short(last.loss_mean)}` : `step ${step}`;
 }
 
 function branchesOf(watched: Watched): string {

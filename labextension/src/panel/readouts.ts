@@ -3,7 +3,16 @@
 import { h, say } from "./dom.js";
 import type { Run, Status, Step } from "./types.js";
 import type { Watched } from "./watched.js";
-import { bytes, duration, remaining, secondsEach, short, throughput, totalSteps } from "./words.js";
+import {
+  bytes,
+  duration,
+  remaining,
+  secondsEach,
+  short,
+  stepNow,
+  throughput,
+  totalSteps,
+} from "./words.js";
 
 interface Card {
   value: string;
@@ -15,6 +24,7 @@ type Cards = Record<string, (shown: Shown) => Card>;
 
 interface Shown {
   run: Run;
+  step: number;
   last: Step;
   series: Watched["series"];
   status: Status | null;
@@ -23,7 +33,10 @@ interface Shown {
 const of = (total: string) => (total === "–" ? "" : `of ${total}`);
 
 const CARDS: Cards = {
-  Step: ({ run, last }) => ({ value: String(last.step), more: of(short(totalSteps(run))) }),
+  Step: ({ run, step, last }) => ({
+    value: String(step),
+    more: step === last.step ? of(short(totalSteps(run))) : `rewound from ${last.step}`,
+  }),
   Loss: ({ last }) => ({ value: short(last.loss_mean), more: last.skipped ? "step skipped" : "" }),
   "Gradient norm": ({ last: { grad_norm, grad_clip_norm } }) => ({
     value: short(grad_norm),
@@ -80,16 +93,17 @@ export class Readouts {
   show(watched: Watched | null, status: Status | null): void {
     const run = watched?.run;
     const last = run?.last_step;
+    const step = watched ? stepNow(watched) : 0;
     for (const [name, { card, value, more }] of this.cards) {
       const shown =
-        run && last ? CARDS[name]!({ run, last, series: watched.series, status }) : null;
+        run && last ? CARDS[name]!({ run, step, last, series: watched.series, status }) : null;
       say(value, shown?.value ?? "–");
       say(more, shown?.more ?? "");
       if (name === "ETA") card.hidden = value.textContent === "–";
     }
     const total = run ? totalSteps(run) : Number.NaN;
     this.bar.hidden = !(total > 0);
-    if (total > 0) this.bar.value = Math.min(1, (last?.step ?? 0) / total);
+    if (total > 0) this.bar.value = Math.min(1, step / total);
   }
 }
 

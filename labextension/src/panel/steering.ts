@@ -58,7 +58,7 @@ export class Steering {
     this.clip = this.field("Gradient clip norm; 0 is off", "as asked", () => this.setClip());
     this.decay = this.field("Weight decay", "as asked", () => this.setDecay());
     this.steps = this.field("How many steps to make", "10", () => this.makeSteps(), true);
-    this.place = this.field("Step to go back to", "step", () => this.back[0]!.focus(), true);
+    this.place = this.field("Step to go back to", "step", () => this.go(actions.rewind), true);
     this.place.input.addEventListener("input", () => {
       this.branch = null;
     });

@@ -19,7 +19,7 @@ const FRAME = `
 .jt-badge { border-radius: 9px; padding: 0 9px; background: var(--jp-layout-color3, #e0e0e0); }
 .jt-badge[data-kind="live"] { background: #2e7d32; color: #fff; }
 .jt-badge[data-kind="warn"] { background: #ffb74d; color: #000; }
-.jt-select { max-width: 340px; min-width: 0; }
+.jt-select { max-width: min(340px, 58cqw); min-width: 0; text-overflow: ellipsis; }
 .jt-menu { position: relative; }
 .jt-menu > summary { border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px;
   line-height: 24px; padding: 0 8px; color: inherit; background: var(--jp-layout-color2, #eee); }
@@ -85,7 +85,6 @@ const FRAME = `
 /** Of narrow panels: the last, so that it goes before what is above. */
 const NARROW = `
 @container (max-width: 640px) {
-  .jt-select { max-width: 230px; }
   .jt-banner { flex-basis: 100%; order: 3; text-align: left; max-height: none; }
   .jt-readouts { grid-template-columns: repeat(4, minmax(0, 1fr)); }
   .jt-steering { grid-template-columns: minmax(0, 1fr); }

@@ -2,6 +2,7 @@
 
 import type { Series } from "./series.js";
 import type { Ramp, Run, TinkerEvent } from "./types.js";
+import type { Watched } from "./watched.js";
 
 /** A number with few digits: 0.0003, 3e-5, 1.25. */
 export function short(value: number | null | undefined): string {
@@ -34,6 +35,14 @@ export function throughput(series: Series, steps = 20): number {
   let tokens = 0;
   for (const own of series.column("tokens").subarray(first + 1)) tokens += own;
   return tokens / seconds;
+}
+
+/** The step that a run is at: after a rewind that is not its newest one. */
+export function stepNow({ run, upto }: Pick<Watched, "run" | "upto">): number {
+  const last = run?.last_step;
+  if (!last) return 0;
+  if (last.step <= (upto.get(last.branch) ?? -1)) return last.step;
+  return run?.branches?.at(-1)?.step ?? last.step;
 }
 
 /** How many steps a run will make, where its client said so, in its metadata or a tag. */
