@@ -43,7 +43,10 @@ function type(label: string, text: string, key = "Enter"): void {
   const field = input(label);
   field.value = text;
   field.dispatchEvent(new Event("input"));
-  field.dispatchEvent(new KeyboardEvent("keydown", { key }));
+  const pressed = new KeyboardEvent("keydown", { key, cancelable: true });
+  field.dispatchEvent(pressed);
+  // An Enter that went on would press the button of the dialog that it opens.
+  expect(pressed.defaultPrevented).toBe(key === "Enter");
 }
 
 test("each override is set, and left to the client again", async () => {
@@ -160,9 +163,11 @@ test("going back needs a step", () => {
   button("Rewind…").click();
   type("Step to go back to", "7", "Tab");
   button("Fork…").click();
+  type("Step to go back to", "8");
   expect(went).toEqual([
     ["rewind", 12, 1],
     ["fork", 7, null],
+    ["rewind", 8, null],
   ]);
   steering.show({ ...RUN, last_step: null }, true);
   expect([button("Fork…").disabled, button("Fork…").title]).toEqual([

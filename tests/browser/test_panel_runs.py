@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from playwright.sync_api import expect
 
@@ -41,7 +43,7 @@ def test_it_follows_this_notebooks_runs_first(lab: Lab) -> None:
     until(lambda: lab.step == 1)
 
 
-def test_several_runs_are_compared(lab: Lab) -> None:
+def test_several_runs_are_compared(lab: Lab, change_theme: Callable[[str], None]) -> None:
     runs = [Driven(lab.server, rate) for rate in (1e-3, 3e-3, 1e-2)]
     for count, run in enumerate(runs, 12):
         run.train(count)
@@ -73,8 +75,7 @@ def test_several_runs_are_compared(lab: Lab) -> None:
     until(lambda: 13 in [points for _, points in chart.evaluate(COLOURS).values()])
     expect(legend.nth(2)).to_contain_text("step 13")
     lab.screenshot("compared")
-    lab.command("apputils:change-theme", theme="JupyterLab Dark")
-    until(lambda: lab.page.evaluate("document.body.dataset.jpThemeLight") == "false")
+    change_theme("JupyterLab Dark")
     light = set(map(str, drawn.values()))
     until(lambda: not light & set(map(str, chart.evaluate(COLOURS).values())))
     lab.screenshot("compared-dark")

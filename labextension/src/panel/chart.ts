@@ -105,8 +105,7 @@ export class Chart {
     const [first, last] = this.range ?? [main?.series.at("step", 0), main?.series.at("step", -1)];
     const room = ((last || 1) - (first || 0)) * (18 / width);
     const y = (title: string, from: number, to: number, more: object = {}) => ({
-      // Without tick labels there is nothing to stand off from, and Plotly computes infinity.
-      title: { text: title, font: { size: 11 }, ...(last! > 0 ? { standoff: 4 } : {}) },
+      title: { text: title, font: { size: 11 } },
       domain: [from, to],
       gridcolor: theme.grid,
       zeroline: false,

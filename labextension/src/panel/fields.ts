@@ -72,7 +72,11 @@ export class NumberField {
   }
 
   private pressed(event: KeyboardEvent): void {
-    if (event.key === "Enter") this.options.enter();
+    if (event.key === "Enter") {
+      // Else the same press goes on to the button of a dialog that it opens.
+      event.preventDefault();
+      this.options.enter();
+    }
     if (event.key === "Escape") this.settle();
   }
 }
