@@ -106,6 +106,7 @@ class Engine:
             memory_bytes=memory.used(self.placement.torch_device),
             base_models=[base.name for base in self.bases.values()],
             runs=list(self.runs),
+            memory_total_bytes=memory.total(self.placement.torch_device),
         ), []
 
     def create_run(self, op: ops.CreateRun) -> tuple[ops.RunInfo, Buffers]:

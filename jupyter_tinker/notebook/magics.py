@@ -12,6 +12,7 @@ from IPython.core.error import UsageError
 from . import completion
 from .client import RequestFailed
 from .commands import COMMANDS, Command, Misuse, whole
+from .kernel import tag_sessions, untag_sessions
 from .session import OWN, Session, Status
 
 if TYPE_CHECKING:
@@ -21,10 +22,12 @@ _HELP = ("-h", "--help")
 
 
 def load(shell: InteractiveShell) -> None:
-    """Add `%tinker`; find this kernel's server and say so in a line, or why there is none."""
+    """Add `%tinker`; find this kernel's server and say so in a line, or why there is none. The
+    sessions of its clients are tagged as this kernel's."""
     session = Session(shell)
     shell.magics_manager.register_function(magic(session), "line", "tinker")
     shell.Completer.custom_matchers.append(completion.complete)
+    tag_sessions()
     try:
         print(Status(session.client(), brief=True))
     except RequestFailed as error:
@@ -32,7 +35,8 @@ def load(shell: InteractiveShell) -> None:
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Take `%tinker` away."""
+    """Take `%tinker` away, and the tag."""
+    untag_sessions()
     shell.magics_manager.magics["line"].pop("tinker", None)
     matchers = shell.Completer.custom_matchers
     if completion.complete in matchers:

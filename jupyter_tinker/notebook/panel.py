@@ -16,7 +16,8 @@ from traitlets import Bool, Float, Int, TraitError, Unicode, validate
 
 from .client import Client, RequestFailed, run_path
 from .connection import ConnectionFailed, connect, find
-from .runs import resolve
+from .kernel import kernel_id, tag_of, tag_sessions
+from .runs import all_runs, resolve
 
 _ESM = Path(__file__).parent / "static" / "panel.js"
 
@@ -24,10 +25,11 @@ _ESM = Path(__file__).parent / "static" / "panel.js"
 class Panel(anywidget.AnyWidget):
     """A run's curves and controls, live.
 
-    `run` is a run's id, or what `jupyter_tinker.run` takes for one; None follows whichever run
-    started last. The controls may be set from Python, too: `panel.learning_rate_scale = 0.5` asks
-    the server, and raises `TraitError` with its sentence if it refuses. All other traits say what
-    the panel shows, for as long as it is displayed; the kernel hears of changes between cells.
+    `run` is a run's id, or what `jupyter_tinker.run` takes for one; None follows whichever run of
+    this kernel started last, or of all if the kernel has none that has not ended. The controls may
+    be set from Python, too: `panel.learning_rate_scale = 0.5` asks the server, and raises
+    `TraitError` with its sentence if it refuses. All other traits say what the panel shows, for as
+    long as it is displayed; the kernel hears of changes between cells.
     Raises `RequestFailed` if there is no such run.
     """
 
@@ -45,6 +47,9 @@ class Panel(anywidget.AnyWidget):
     grad_clip_norm = Float(
         None, allow_none=True, help="Global norm that gradients are clipped to; None: as asked."
     ).tag(sync=True)
+    weight_decay = Float(
+        None, allow_none=True, help="Used whatever the client asks for; None: as it asks."
+    ).tag(sync=True)
     paused = Bool(False, help="Whether the run is paused.").tag(sync=True)
 
     current_run = Unicode("", help="The id of the run that is shown.").tag(sync=True)
@@ -52,6 +57,9 @@ class Panel(anywidget.AnyWidget):
     step = Int(0, help="Its newest optimizer step.").tag(sync=True)
     loss = Float(None, allow_none=True, help="Of that step, per unit of weight.").tag(sync=True)
     server_url = Unicode("", help="The server that the kernel talks to.").tag(sync=True)
+    kernel_id = Unicode("", help="The kernel whose runs go first, where none is chosen.").tag(
+        sync=True
+    )
 
     def __init__(self, run: str | None = None, **traits: Any) -> None:
         if not _ESM.exists():
@@ -64,7 +72,8 @@ class Panel(anywidget.AnyWidget):
         if run is not None:
             self._client = connect()
             run = resolve(self._client, run).id
-        super().__init__(run=run, server_url=_url(), **traits)
+        tag_sessions()
+        super().__init__(run=run, server_url=_url(), kernel_id=kernel_id(), **traits)
         self._mirrored = False
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
@@ -87,7 +96,7 @@ class Panel(anywidget.AnyWidget):
             return run
         return self._asked(lambda client: resolve(client, run).id)
 
-    @validate("learning_rate_scale", "learning_rate", "grad_clip_norm", "paused")
+    @validate("learning_rate_scale", "learning_rate", "grad_clip_norm", "weight_decay", "paused")
     def _steer(self, proposal: Any) -> Any:
         name, value = proposal["trait"].name, proposal["value"]
         if not self._mirrored:
@@ -95,8 +104,16 @@ class Panel(anywidget.AnyWidget):
         return value
 
     def _controls(self, client: Client) -> str:
-        run = self.run or self.current_run or resolve(client, "latest").id
+        run = self.run or self.current_run or self._followed(client)
         return f"{run_path(run)}/controls"
+
+    def _followed(self, client: Client) -> str:
+        """The run that the browser will show, before it has said so."""
+        own = tag_of(self.kernel_id)
+        for run in all_runs(client) if self.kernel_id else []:
+            if own in run.known["session_tags"] and run.known["ended"] is None:
+                return run.id
+        return resolve(client, "latest").id
 
     def _asked(self, question: Any) -> Any:
         try:

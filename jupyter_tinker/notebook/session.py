@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import connection
 from .client import Client
 from .commands import Answer, Command, Misuse
+from .kernel import tag_sessions
 from .runs import Run, all_runs, resolve
 from .tables import RunList, keys_table
 
@@ -34,6 +35,7 @@ class Session:
         """Use this server from now on, if it answers. Raises `ConnectionFailed`."""
         client = connection.connect(url, key)
         os.environ[connection.URL], os.environ[connection.KEY] = client.url, client.key
+        tag_sessions()
         return self._use(client)
 
     def run(self, name: str) -> Run:

@@ -80,6 +80,11 @@ class Journal:
     async def session(self, session_id: str) -> SessionRow | None:
         return await self._db.call(lambda db: db.get(SessionRow, session_id))
 
+    async def tags(self, session_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The tags of sessions, by their ids."""
+        query = select(SessionRow.id, SessionRow.tags).where(SessionRow.id.in_(session_ids))
+        return await self._db.call(lambda db: {row.id: row.tags for row in db.execute(query)})
+
     async def finish_session(self, session_id: str, reason: str, detail: str | None) -> None:
         """The first reason stays."""
         await self._db.call(

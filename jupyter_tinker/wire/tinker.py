@@ -35,8 +35,12 @@ SeqId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Ttl = Annotated[int, Field(ge=3600, le=315_360_000)]  # an hour to ten years, as the service has it
 
 
+# Every run of a session tells them, in listings of many runs.
+_Tags = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=64)]
+
+
 class CreateSession(_Request):
-    tags: list[str] = []
+    tags: _Tags = []
     user_metadata: dict[str, Any] | None = None
     sdk_version: str = ""
     project_id: str | None = None

@@ -27,6 +27,7 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
   const panel: Mounted = mount(el, {
     baseUrl,
     run: model.get("run") as string | null,
+    kernel: model.get("kernel_id") as string,
     onChange: ({ run }, shown) => mirror.update(run, shown),
   });
   const selected = () => {
@@ -80,6 +81,7 @@ function stateOf(run: Run | null): Record<string, unknown> {
     learning_rate_scale: run.controls.learning_rate_scale,
     learning_rate: run.controls.learning_rate,
     grad_clip_norm: run.controls.grad_clip_norm,
+    weight_decay: run.controls.weight_decay,
     paused: run.controls.paused,
   };
 }

@@ -8,13 +8,20 @@ class FakeServer implements Transport {
   steps: Step[] = [];
   events: TinkerEvent[] = [];
   down = false;
+  ended: string | null = null;
+  memory = 1;
   after: number | null = null;
   listener: StreamListener | null = null;
   beforePage: () => void = () => {};
 
   async get<T>(path: string): Promise<T> {
     if (this.down) throw new RequestFailed("down", null);
-    const run: Run = { ...RUN, last_step: this.steps[this.steps.length - 1] ?? null };
+    if (path === "status") return { status: { memory_total_bytes: this.memory } } as T;
+    const run: Run = {
+      ...RUN,
+      ended: this.ended,
+      last_step: this.steps[this.steps.length - 1] ?? null,
+    };
     const [, after] = /after=(\d+)/.exec(path) ?? [];
     if (path.startsWith("runs?")) return { runs: [run] } as T;
     if (after === undefined) return run as T;
@@ -106,6 +113,26 @@ test("what happened beside the steps is known once", async () => {
   server.listener!.onEvent(event(5, "resumed"));
   server.listener!.onEvent(event(9, "guard", { rule: "plateau" }));
   expect(watched.events.map(({ id }) => id)).toEqual([3, 5, 9]);
+});
+
+test("the list of runs tells which have ended", async () => {
+  feed = new Feed(server);
+  await settle();
+  expect(feed.runs[0]!.ended).toBeNull();
+  server.ended = "its session has ended";
+  server.listener!.onEvent(event(9, "run_ended"));
+  await settle();
+  expect(feed.runs[0]!.ended).toBe("its session has ended");
+});
+
+test("a new engine's memory is asked for", async () => {
+  feed = new Feed(server);
+  await settle();
+  expect(feed.status!.status!.memory_total_bytes).toBe(1);
+  server.memory = 2;
+  server.listener!.onEvent({ ...event(9, "engine_started"), run_id: null });
+  await settle();
+  expect(feed.status!.status!.memory_total_bytes).toBe(2);
 });
 
 test("nothing is kept of a run that nobody shows", async () => {

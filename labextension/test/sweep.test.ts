@@ -30,7 +30,15 @@ const DONE: Sweep = {
   message: null,
 };
 const RUNNING: Sweep = { ...DONE, status: "running", stage: "sweeping", suggestion: null };
-const THEME = { text: "t", ground: "g", muted: "m", grid: "r", warn: "w", error: "e" };
+const THEME = {
+  text: "t",
+  ground: "g",
+  muted: "m",
+  grid: "r",
+  warn: "w",
+  error: "e",
+  runs: ["1", "2"],
+};
 
 test("a suggestion has the digits that mean something", () => {
   expect(suggested(DONE)).toBe(0.0012);
@@ -58,7 +66,7 @@ test("what came of it", () => {
 });
 
 test("the curve has a gap where a loss is not finite", () => {
-  const [raw, smoothed] = sweepTraces(POINTS) as { x: number[]; y: (number | null)[] }[];
+  const [raw, smoothed] = sweepTraces(POINTS, THEME) as { x: number[]; y: (number | null)[] }[];
   expect(raw!.x).toEqual([1e-6, 1e-4, 1e-2, 0.5]);
   expect(raw!.y).toEqual([2.1, 2, 1.1, null]);
   expect(smoothed!.y).toEqual([2, 1.9, 1, null]);

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Error, Page, Playwright, sync_playwright
 
-from tests.browser.lab import Lab
+from tests.browser.lab import Lab, until
 from tests.servers import Server, start_server
 
 CONFIG = {"LabApp": {"expose_app_in_browser": True}}
@@ -102,3 +102,16 @@ def lab(page: Page, lab_server: Server) -> Iterator[Lab]:
     opened = Lab(page, lab_server)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def change_theme(lab: Lab) -> Iterator[Callable[[str], None]]:
+    """Changes JupyterLab's theme; the server would keep it for other tests."""
+
+    def _change(theme: str) -> None:
+        lab.command("apputils:change-theme", theme=theme)
+        light = "document.body.dataset.jpThemeLight"
+        until(lambda: lab.page.evaluate(light) == str(theme.endswith("Light")).lower())
+
+    yield _change
+    _change("JupyterLab Light")

@@ -34,6 +34,7 @@ class StubRun:
     ended: str | None = None
     sweep: dict[str, Any] = field(default_factory=lambda: {"status": "none"})
     found: list[dict[str, Any]] = field(default_factory=list)  # what its sweep is to come to
+    session_tags: list[str] = field(default_factory=list)
 
     def step(self, number: int, **columns: Any) -> None:
         row = {"loss_mean": 2.0, "learning_rate": 1e-4, "learning_rate_requested": 1e-4}
@@ -51,6 +52,7 @@ class StubRun:
             "branches": self.branches,
             "started_from": None,
             "ended": self.ended,
+            "session_tags": self.session_tags,
             "last_step": self.steps[-1] if self.steps else None,
         }
 

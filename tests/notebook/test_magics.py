@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ipykernel.kernelapp import IPKernelApp
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -21,6 +22,7 @@ from jupyter_tinker.notebook.client import Client
 from jupyter_tinker.notebook.commands import COMMANDS
 from jupyter_tinker.notebook.connection import KEY as KEY_VARIABLE
 from jupyter_tinker.notebook.connection import URL
+from jupyter_tinker.notebook.kernel import TAGS
 from jupyter_tinker.notebook.session import OWN
 from jupyter_tinker.notebook.tables import RunList
 from tests.notebook.conftest import FIRST, SECOND, THIRD
@@ -69,6 +71,25 @@ def test_loading_says_what_was_found(named: Stub, cell: Cell, shell: Interactive
     assert cell("%reload_ext jupyter_tinker") == (told, "")
     cell("%unload_ext jupyter_tinker")
     assert "Line magic function `%tinker` not found" in cell("%tinker")[1]
+
+
+def test_loading_tags_the_sessions_of_this_kernel(
+    named: Stub, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TAGS, "mine")
+    cell("%load_ext jupyter_tinker")
+    assert os.environ[TAGS] == "mine", "this is no kernel"
+    IPKernelApp.instance(connection_file="kernel-b7.json")
+    try:
+        cell("%reload_ext jupyter_tinker")
+        assert os.environ[TAGS] == "mine,jupyter-kernel=b7"
+        os.environ[TAGS] = "yours"
+        cell(f"%tinker connect {named.url} {KEY}")
+        assert os.environ[TAGS] == "yours,jupyter-kernel=b7"
+        cell("%unload_ext jupyter_tinker")
+        assert os.environ[TAGS] == "yours"
+    finally:
+        IPKernelApp.clear_instance()
 
 
 @pytest.mark.usefixtures("nowhere")

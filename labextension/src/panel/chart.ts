@@ -2,7 +2,7 @@
 
 import Plotly, { type PlotElement } from "plotly.js-basic-dist-min";
 import { drawnMarks, marksOf } from "./marks.js";
-import { onThemeChange, RUN_COLOURS, readTheme } from "./theme.js";
+import { onThemeChange, readTheme } from "./theme.js";
 import { tracesOf } from "./traces.js";
 import type { Watched } from "./watched.js";
 
@@ -90,10 +90,11 @@ export class Chart {
       width: Math.max(100, width - MARGIN.l - MARGIN.r),
       smoothing: this.smoothing,
     };
-    const colour = (index: number) => RUN_COLOURS[index % RUN_COLOURS.length]!;
-    const traces = this.runs.flatMap((run, index) =>
-      tracesOf(run, colour(index), index === 0, view, theme),
+    const { length } = theme.runs;
+    const each = this.runs.map((run, index) =>
+      tracesOf(run, theme.runs[index % length]!, index === 0, view, theme),
     );
+    const traces = each.reverse().flat(); // the main run on top of the others
     const plot = await Plotly.react(this.element, traces, this.layout(width, theme), CONFIG);
     if (this.disposed) Plotly.purge(this.element);
     else if (!this.plot) this.listen(plot);
@@ -104,7 +105,7 @@ export class Chart {
     const [first, last] = this.range ?? [main?.series.at("step", 0), main?.series.at("step", -1)];
     const room = ((last || 1) - (first || 0)) * (18 / width);
     const y = (title: string, from: number, to: number, more: object = {}) => ({
-      title: { text: title, font: { size: 11 }, standoff: 4 },
+      title: { text: title, font: { size: 11 } },
       domain: [from, to],
       gridcolor: theme.grid,
       zeroline: false,
@@ -129,6 +130,8 @@ export class Chart {
         gridcolor: theme.grid,
         zeroline: false,
         anchor: "y3",
+        // Few steps: no ticks between them.
+        ...((last || 0) - (first || 0) < 10 ? { dtick: 1 } : {}),
         ...(this.range ? { range: this.range } : { autorange: true }),
       },
       yaxis: y("loss", 0.47, 1, { type: this.logarithmic ? "log" : "linear" }),

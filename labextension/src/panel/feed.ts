@@ -1,7 +1,7 @@
 // What a page knows of its server: one stream of events for all its panels.
 
 import { RequestFailed, ServerTransport, type Transport } from "./transport.js";
-import type { Run, TinkerEvent } from "./types.js";
+import type { Run, Status, TinkerEvent } from "./types.js";
 import { Watched } from "./watched.js";
 
 const RETRY = 2_000;
@@ -13,6 +13,7 @@ export type Connection = "connecting" | "live" | "reconnecting";
 export class Feed {
   /** Newest first. */
   runs: Run[] = [];
+  status: Status | null = null;
   connection: Connection = "connecting";
   /** Why there is no connection, where that is known. */
   problem: string | null = null;
@@ -87,6 +88,15 @@ export class Feed {
       onState: (connected) => this.state(connected),
     });
     for (const watched of this.watched.values()) this.load(watched);
+    this.refreshStatus();
+  }
+
+  private refreshStatus(): void {
+    const told = this.transport.get<Status>("status").then((status) => {
+      this.status = status;
+      this.changed();
+    });
+    told.catch(() => {});
   }
 
   private async refreshRuns(): Promise<void> {
@@ -102,7 +112,9 @@ export class Feed {
   }
 
   private heard(event: TinkerEvent): void {
-    if (event.kind === "run_created") this.refreshRuns().catch(() => {});
+    const { kind } = event;
+    if (kind === "run_created" || kind === "run_ended") this.refreshRuns().catch(() => {});
+    if (kind === "engine_started") this.refreshStatus();
     if (event.run_id === null) for (const watched of this.watched.values()) watched.take(event);
     else this.watched.get(event.run_id)?.take(event);
     this.changed();
@@ -115,6 +127,7 @@ export class Feed {
     if (again) {
       this.refreshRuns().catch(() => {});
       this.refreshStates();
+      this.refreshStatus();
     }
     this.changed();
   }

@@ -3,7 +3,7 @@
 import Plotly from "plotly.js-basic-dist-min";
 import type { Sweep, SweepPoint } from "./sweep.js";
 import { lossWindow, sweepMarks, sweepTraces } from "./sweep_traces.js";
-import { onThemeChange, readTheme } from "./theme.js";
+import { onThemeChange, readTheme, type Theme } from "./theme.js";
 
 const HEIGHT = 260;
 const CONFIG = { displaylogo: false, displayModeBar: false, responsive: false };
@@ -51,12 +51,13 @@ export class FinderPlot {
     const state = [this.looks, width, this.sweep?.status, points.length, points[0]?.loss].join();
     if (this.disposed || width === 0 || points.length === 0 || state === this.drawn) return;
     this.drawn = state;
-    await Plotly.react(this.element, sweepTraces(points), this.layout(width, points), CONFIG);
+    const theme = readTheme(this.element);
+    const layout = this.layout(width, points, theme);
+    await Plotly.react(this.element, sweepTraces(points, theme), layout, CONFIG);
     if (this.disposed) Plotly.purge(this.element);
   }
 
-  private layout(width: number, points: SweepPoint[]): object {
-    const theme = readTheme(this.element);
+  private layout(width: number, points: SweepPoint[], theme: Theme): object {
     const sweep = this.sweep!;
     const { min, max } = sweep.settings!;
     const axis = { gridcolor: theme.grid, zeroline: false };

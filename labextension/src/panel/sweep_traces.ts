@@ -1,14 +1,12 @@
 // A sweep over learning rates as Plotly's traces and marks.
 
 import { type Sweep, type SweepPoint, suggested } from "./sweep.js";
-import { RUN_COLOURS, type Theme } from "./theme.js";
+import type { Theme } from "./theme.js";
 import { short } from "./words.js";
 
-const COLOUR = RUN_COLOURS[0]!;
-const GOOD = RUN_COLOURS[2]!;
-
 /** The losses over the learning rate: as they were, faint, and smoothed. */
-export function sweepTraces(points: readonly SweepPoint[]): object[] {
+export function sweepTraces(points: readonly SweepPoint[], theme: Theme): object[] {
+  const color = theme.runs[0]!;
   const curve = (key: "adjusted" | "smoothed", more: object) => ({
     type: "scatter",
     mode: "lines",
@@ -17,9 +15,9 @@ export function sweepTraces(points: readonly SweepPoint[]): object[] {
     ...more,
   });
   return [
-    curve("adjusted", { line: { color: COLOUR, width: 1 }, opacity: 0.35, hoverinfo: "skip" }),
+    curve("adjusted", { line: { color, width: 1 }, opacity: 0.35, hoverinfo: "skip" }),
     curve("smoothed", {
-      line: { color: COLOUR, width: 2.4 },
+      line: { color, width: 2.4 },
       hovertemplate: "%{x:.2~g}: %{y:.4g}<extra></extra>",
     }),
   ];
@@ -42,7 +40,7 @@ export function sweepMarks(sweep: Sweep, theme: Theme) {
   if (!suggestion || rate === null) return { shapes: [], annotations: [] };
   const marks = [
     { x: suggestion.lowest, text: "lowest", colour: theme.muted, dash: "dot", width: 1 },
-    { x: rate, text: `suggested: ${short(rate)}`, colour: GOOD, dash: "solid", width: 2 },
+    { x: rate, text: `suggested: ${short(rate)}`, colour: theme.runs[1]!, dash: "solid", width: 2 },
   ];
   return {
     shapes: marks.map(({ x, colour, dash, width }) => ({

@@ -1,6 +1,7 @@
 // Runs as Plotly's traces: what is drawn of them, and how.
 
 import { decimate } from "./decimate.js";
+import { title } from "./picker.js";
 import type { Column, Series } from "./series.js";
 import { smooth } from "./smooth.js";
 import type { Theme } from "./theme.js";
@@ -29,8 +30,7 @@ export function tracesOf(
   const { live, left } = series.split(watched.upto);
   const curve = new Curve(series, live, view);
   const line = (width: number, more: object = {}) => ({ color: colour, width, ...more });
-  const spoken = (name: string) =>
-    main ? { name, hovertemplate: `%{y:.4g}<extra>${name}</extra>` } : SILENT;
+  const spoken = (name: string) => (main ? told(name) : SILENT);
   const made: Trace[] = [];
   for (const own of left.values()) {
     const old = new Curve(series, own, view).of("loss", view.smoothing);
@@ -42,7 +42,8 @@ export function tracesOf(
     });
   }
   made.push({ ...curve.of("loss"), ...SILENT, line: line(1), opacity: 0.3 });
-  made.push({ ...curve.of("loss", view.smoothing), ...spoken("loss"), line: line(2.2) });
+  const loss = main ? told("loss") : { ...told(nameOf(watched)), customdata: undefined };
+  made.push({ ...curve.of("loss", view.smoothing), ...loss, line: line(main ? 2.4 : 1.8) });
   const norm = curve.of("gradNorm");
   made.push({ ...norm, ...spoken("gradient norm"), yaxis: "y2", line: line(1.3) });
   if (main) {
@@ -60,6 +61,14 @@ export function tracesOf(
   });
   return made.map(({ kept: _, ...trace }) => ({ type: "scatter", mode: "lines", ...trace }));
 }
+
+/** What is said of a trace where the mouse is. */
+const told = (name: string) => ({
+  name,
+  hovertemplate: "%{y:.4g}<extra>%{fullData.name}</extra>",
+});
+
+const nameOf = ({ id, run }: Watched) => (run ? title(run) : id);
 
 const clippedMarks = (theme: Theme) => ({
   ...SILENT,
