@@ -114,3 +114,15 @@ def test_templates_that_fail_or_break_out_are_refused(
 def test_a_model_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match=r"tokenizer\.json"):
         chat.load(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_are_the_text_with_its_marks(text: chat.Text, seed: int) -> None:
+    draw = random.Random(seed)
+    tokens = text.encode("".join(draw.choices("aß 👩‍👧漢\n.", k=40)))
+    tokens = [token for known in tokens for token in (known, *draw.choices([1, 2], k=known % 2))]
+    parts = chat.pieces(text, tokens)
+    assert len(parts) == len(tokens)
+    assert "".join(parts) == text.decode(tokens, special=True)
+    assert all(parts[n] in ("<|im_start|>", "<|im_end|>") for n, t in enumerate(tokens) if t < 3)
+    assert text.marks == {0, 1, 2}
