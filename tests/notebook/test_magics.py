@@ -260,7 +260,7 @@ def test_the_panel(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("steer latest", "There is no command 'steer'; there are connect, runs, key, panel, lr"),
+        ("steer latest", "There is no command 'steer'; there are connect, runs, key, panel"),
         ("lr zzz x0.5", "There is no run 'zzz'"),
         ("lr latest half", "a learning rate is a number, and not 'half'"),
         ("lr latest x0", "learning_rate_scale must be a finite number above 0, and is 0.0."),
@@ -271,6 +271,8 @@ def test_the_panel(
         ("rewind latest 99", "The run has no step 99"),
         ("pause 'latest", "no closing quotation"),
         ("runs all", "usage: %tinker runs"),
+        ("tokens latest first", "STEP is a whole number, and not 'first'"),
+        ("tokens latest 9", "They are gone."),
         ("key revoke never", "There is no key named 'never'."),
         ("key make me", "usage: %tinker key create NAME"),
         ("connect", "usage: %tinker connect URL [KEY]"),
@@ -326,6 +328,8 @@ def test_the_command_line_has_the_same_commands(cell: Cell) -> None:
         ("%tinker lr latest x0.5 --r", {"--ramp"}),
         ("%tinker guard latest pl", {"plateau"}),
         ("%tinker panel latest aaaaaa", {FIRST}),
+        ("%tinker tokens aaaaaa", {FIRST}),
+        ("%tinker tokens latest ", {"--help"}),
         ("%tinker key re", {"revoke"}),
         ("%tinker key revoke ", {"laptop", "--help"}),
     ],
