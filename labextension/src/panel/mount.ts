@@ -11,6 +11,7 @@ import { Readouts } from "./readouts.js";
 import { Steering } from "./steering.js";
 import { STYLE } from "./style.js";
 import { Tabs } from "./tabs.js";
+import { Tokens } from "./tokens.js";
 import type { Transport } from "./transport.js";
 import type { Run } from "./types.js";
 import type { Watched } from "./watched.js";
@@ -45,7 +46,7 @@ class View implements Panel {
   private readonly picker = new Picker((choice) => this.choose(choice));
   private readonly readouts = new Readouts();
   private readonly notices = new Notices();
-  private readonly tabs = new Tabs([new Happenings()]);
+  private readonly tabs = new Tabs([new Happenings(), new Tokens()]);
   private readonly chart = new Chart((step, branch) => this.pick(step, branch));
   private readonly steering = new Steering({
     change: (fields) => this.change(fields),
