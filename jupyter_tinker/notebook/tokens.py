@@ -26,9 +26,10 @@ _SIGNS |= {chr(code): chr(0x2400 + code) for code in range(32) if chr(code) not 
 _SHOWN = str.maketrans(_SIGNS)
 
 _STYLE = """<style>
-.jt-tokens { --jt-hard: #e8a33d; }
-[data-jp-theme-light="false"] .jt-tokens { --jt-hard: #a3480b; }
-.jt-tokens p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 2px 0 12px;
+.jt-tokens { --jt-hard: oklch(0.71 0.17 55); }
+[data-jp-theme-light="false"] .jt-tokens { --jt-hard: oklch(0.49 0.15 45); }
+.jt-tokens p { white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4;
+  margin: 2px 0 12px;
   font-family: var(--jp-code-font-family, monospace); line-height: 1.7; }
 .jt-tokens span { unicode-bidi: isolate; border-radius: 2px; background: color-mix(in oklab,
   var(--jt-hard) calc(var(--t) * 100%), var(--jp-layout-color1, #fff)); }

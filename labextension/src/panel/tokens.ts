@@ -93,7 +93,9 @@ export class Tokens implements Tab {
     return [
       `Step ${view.step}${view.branch ? ` of branch ${view.branch}` : ""}`,
       ...(view.loss_fn ? [view.loss_fn] : []),
-      all ? "all sequences, hardest first" : `${view.hardest.length} hardest of ${view.sequences}`,
+      all
+        ? "all sequences, hardest first"
+        : `the ${view.hardest.length} hardest of ${view.sequences} sequences`,
       ...(view.stepped ? [] : ["its step is still to come"]),
       ...(waits ? ["a newer one comes when you leave the text"] : []),
     ].join(" · ");
