@@ -162,6 +162,7 @@ def test_the_losses_are_those_that_the_client_got(shown: Shown, sequences: Any) 
 
 
 def test_text_reads_as_it_was_written_and_is_no_html(shown: Shown) -> None:
+    until(lambda: shown.step >= 40)  # so that there is something to see in its shades
     shown.hold()
     text = shown.texts.filter(has_text="Welt").inner_text()
     assert text.replace("◌", "") == (
@@ -170,6 +171,7 @@ def test_text_reads_as_it_was_written_and_is_no_html(shown: Shown) -> None:
     assert shown.lab.panel.locator("img").count() == 0
     idle = shown.texts.filter(has_text="Welt").locator('[data-kind~="idle"]')
     assert idle.count() > 2
+    shown.tokens(0).nth(25).hover()
     shown.lab.screenshot("tokens-light")
     ground = "panel => getComputedStyle(panel).backgroundColor"
     light = shown.lab.panel.evaluate(ground)

@@ -25,6 +25,7 @@ from jupyter_tinker.notebook.session import OWN
 from jupyter_tinker.notebook.tables import RunList
 from tests.notebook.conftest import FIRST, SECOND, THIRD
 from tests.notebook.stub import KEY, Stub, StubRun
+from tests.notebook.test_tokens import batch
 
 Cell = Callable[[str], tuple[str, str]]
 
@@ -224,6 +225,15 @@ def test_keys(loaded: Stub, cell: Cell, shell: InteractiveShell) -> None:
         "",
     )
     assert "revoked" in cell("%tinker key list")[0]
+
+
+def test_the_tokens_of_a_batch(loaded: Stub, cell: Cell, shell: InteractiveShell) -> None:
+    loaded.runs[0].batches = [batch(20, 3), batch(10, 2)]
+    printed, complained = cell("%tinker tokens latest")
+    assert "Step 3, cross_entropy: the 1 hardest of 9 sequences\n" in printed
+    assert complained == ""
+    cell("shown = %tinker tokens latest 2")
+    assert shell.user_ns["shown"].step == 2
 
 
 def test_the_panel(

@@ -38,7 +38,7 @@ export class Tokens implements Tab {
     focusout: () => this.left(),
     keydown: (event) => this.move(event as KeyboardEvent),
   });
-  private readonly about = h("p", { class: "jt-about", role: "status" }, HINT);
+  private readonly about = h("p", { class: "jt-about" }, HINT);
   private readonly batches = new Batches(
     () => this.update(),
     () => this.isRead(),
@@ -153,8 +153,11 @@ export class Tokens implements Tab {
     if (!to || !found || !siblings) return;
     event.preventDefault();
     const next = siblings[to(found.at, siblings.length)] as HTMLElement;
-    found.token.tabIndex = -1;
-    found.token.setAttribute("aria-selected", "false");
+    // One stop for Tab in each sequence; a click may have gone to another.
+    for (const stop of found.token.parentElement!.querySelectorAll<HTMLElement>('[tabindex="0"]')) {
+      stop.tabIndex = -1;
+      stop.setAttribute("aria-selected", "false");
+    }
     next.tabIndex = 0;
     next.setAttribute("aria-selected", "true");
     next.setAttribute("aria-label", about(found.hard, Number(next.dataset.at)));
