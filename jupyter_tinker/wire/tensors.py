@@ -56,15 +56,15 @@ class Batch:
     data: list[Datum]
 
 
-def decode_request(body: bytes, *, cells: int = MAX_DENSIFIED_CELLS) -> Batch:
-    """The batch in the bytes of a `ForwardBackwardRequest`, of which sparse tensors may take so
-    many `cells` once they are dense."""
+def decode_request(body: bytes, *, cells: int | None = None) -> Batch:
+    """The batch in the bytes of a `ForwardBackwardRequest`, whose sparse tensors may take so many
+    `cells` once they are dense; None: `MAX_DENSIFIED_CELLS`."""
     message = pb.ForwardBackwardRequest()
     try:
         message.ParseFromString(bytes(body))
     except DecodeError:
         raise OpError("the body is not a protobuf ForwardBackwardRequest") from None
-    budget = _CellBudget(cells)
+    budget = _CellBudget(MAX_DENSIFIED_CELLS if cells is None else cells)
     return Batch(
         model_id=message.model_id,
         seq_id=message.seq_id,

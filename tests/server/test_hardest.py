@@ -153,3 +153,13 @@ def test_a_loss_without_logprobs() -> None:
     (found,) = sequences(payload, output, 0)[1]
     assert (found.logprobs, found.loss_mean) == (None, None)
     assert part(found, 3).json(None, frozenset())["logprobs"] is None
+
+
+def test_sparse_tensors_are_bounded() -> None:
+    request = pb.ForwardBackwardRequest(loss_fn="cross_entropy")
+    sparse = request.data.add().loss_fn_inputs["weights"]
+    sparse.dtype = pb.DTYPE_FLOAT32
+    sparse.shape.extend([2, 1 << 22])
+    sparse.sparse_csr.crow_indices = np.zeros(3, "<i8").tobytes()
+    with pytest.raises(OpError, match="4194304 in all"):
+        sequences(request.SerializeToString(), b"", 0)
