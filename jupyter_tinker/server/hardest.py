@@ -34,8 +34,8 @@ _USUAL_NAMES = ("weights", "mask", "advantages")
 
 @dataclass(frozen=True)
 class Scored:
-    """One datum. Targets are (N,): of several at a position the heaviest, with the weighted mean of
-    their log-probabilities."""
+    """One datum. Targets are (N,): of several at a position the heaviest, with the mean of their
+    log-probabilities by the size of their weights, and the sum of these sizes."""
 
     number: int  # its place in the batch
     tokens: np.ndarray  # (N + 1,) the text as it reads: the first token, and then the targets
@@ -86,12 +86,12 @@ def _sequence(number: int, loss: str, datum: Datum, output: Arrays) -> Scored:
     weighted_by, weights = _weights(loss, inputs, shape)
     logprobs, sampled = _like(output.get("logprobs"), shape), _like(inputs.get("logprobs"), shape)
     if targets.ndim == 2:
-        heaviest = np.abs(weights).argmax(1)
+        sizes = np.abs(weights)
+        heaviest, total = sizes.argmax(1), sizes.sum(1)
         rows = np.arange(len(targets))
-        total = weights.sum(1)
         if logprobs is not None:
             with np.errstate(invalid="ignore", divide="ignore"):
-                mixed = (weights * logprobs).sum(1) / total
+                mixed = (sizes * logprobs).sum(1) / total
             logprobs = np.where(total != 0, mixed, logprobs[rows, heaviest]).astype(np.float32)
         sampled = None if sampled is None else sampled[rows, heaviest]
         targets, weights = targets[rows, heaviest], total
