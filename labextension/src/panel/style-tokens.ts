@@ -27,6 +27,8 @@ export const TOKENS_STYLE = `
 .jt-token[data-kind~="bare"] { margin-right: 3px; }
 .jt-text .jt-token { cursor: default; }
 .jt-text .jt-token:hover { box-shadow: 0 0 0 1px var(--jp-ui-font-color1, #222); }
+.jt-unshown { color: var(--jp-error-color1, #c62828); margin: 4px 0; }
+.jt-unshown:empty { display: none; }
 .jt-about { min-height: 2.8em; margin: 6px 0 0; overflow-wrap: anywhere; user-select: text;
   font-variant-numeric: tabular-nums; }
 `;

@@ -29,7 +29,7 @@ export class Tokens implements Tab {
     "Hold",
   );
   private readonly summary = h("p", { class: "jt-none" });
-  private readonly problem = h("p", { class: "jt-fault" });
+  private readonly problem = h("p", { class: "jt-unshown" });
   private readonly sequences = h("div", {
     class: "jt-sequences",
     pointerover: (event) => this.tell(event),
