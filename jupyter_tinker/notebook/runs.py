@@ -10,6 +10,7 @@ from .connection import connect
 from .follow import follow
 from .lineage import line
 from .tables import RunList
+from .tokens import BatchList, Tokens, batches, tokens
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -139,6 +140,23 @@ class Run:
         from .figures import figure
 
         return figure(self, smoothing=smoothing)
+
+    def batches(self, limit: int = 20) -> BatchList:
+        """The last batches that the run was trained on and whose tokens can be looked at, newest
+        first."""
+        return batches(self._client, self.id, limit)
+
+    def tokens(
+        self,
+        step: int | None = None,
+        *,
+        branch: int | None = None,
+        sequences: int = 4,
+        length: int = 256,
+    ) -> Tokens:
+        """The hardest sequences of a batch, the last one or that of a step, with every token's
+        log-probability. Of each sequence the `length` tokens with the highest loss."""
+        return tokens(self._client, self.id, step, branch, sequences, length)
 
     def pause(self) -> Run:
         """Let the run do nothing from its next training operation on; its client waits."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import connection
 from .client import Client
-from .commands import Answer, Command, Misuse
+from .commands import Answer, Command, Misuse, whole
 from .kernel import tag_sessions
 from .runs import Run, all_runs, resolve
 from .tables import RunList, keys_table
@@ -132,6 +132,18 @@ def _panel(session: Session, arguments: Sequence[str]) -> Answer:
         raise Misuse(f"There is no panel here: {error}") from None
 
 
+def _tokens(session: Session, arguments: Sequence[str]) -> Answer:
+    match arguments:
+        case [name]:
+            step = None
+        case [name, text]:
+            step = whole(text, "STEP")
+        case _:
+            raise Misuse
+    shown = session.run(name).tokens(step)
+    return Answer(repr(shown), shown)
+
+
 OWN = {
     command.name: command
     for command in (
@@ -160,6 +172,14 @@ OWN = {
             "Show curves and controls of runs, live.",
             _panel,
             "Without a run it follows what starts; of several, one stands below the other.",
+        ),
+        Command(
+            "tokens",
+            "tokens RUN [STEP]",
+            "Show the hardest sequences of a run's last batch, with tokens shaded by loss.",
+            _tokens,
+            "With a step those of its batch, if that is among the last that are kept.",
+            ("tokens latest", "tokens latest 400"),
         ),
     )
 }

@@ -16,6 +16,7 @@ from typing import Any
 from ..wire import tinker
 from .audit import Audit
 from .backlog import Backlog
+from .batches import Batches
 from .catalog import Catalog
 from .checkpoints import Checkpoints
 from .copies import Copies
@@ -93,6 +94,7 @@ class TinkerService:
         self.session_index = SessionIndex(database, state_dir / "checkpoints")
         self.copies = Copies(database, self.checkpoints)
         self.traces = Traces(database, state_dir / "traces")
+        self.batches = Batches(database)
         self._backlog = Backlog(database)
         self.futures = Futures(self.journal, self._backlog)
         self.signer = Signer()

@@ -35,6 +35,7 @@ class StubRun:
     sweep: dict[str, Any] = field(default_factory=lambda: {"status": "none"})
     found: list[dict[str, Any]] = field(default_factory=list)  # what its sweep is to come to
     session_tags: list[str] = field(default_factory=list)
+    batches: list[dict[str, Any]] = field(default_factory=list)  # whole, newest first
 
     def step(self, number: int, **columns: Any) -> None:
         row = {"loss_mean": 2.0, "learning_rate": 1e-4, "learning_rate_requested": 1e-4}
@@ -211,6 +212,19 @@ class _RunEvents(_Handler):
         self.finish({"events": [e for e in found if e["kind"] != "step"][: self.stub.page]})
 
 
+class _Batches(_Handler):
+    def get(self, run_id: str) -> None:
+        found = self.of(run_id).batches[: int(self.get_query_argument("limit"))]
+        listed = [{k: v for k, v in one.items() if k != "hardest"} for one in found]
+        self.finish({"batches": listed, "problem": None if found else "They are gone."})
+
+
+class _Batch(_Handler):
+    def get(self, run_id: str, batch: str) -> None:
+        (found,) = (one for one in self.of(run_id).batches if one["id"] == int(batch))
+        self.finish(found)
+
+
 class _Keys(_Handler):
     def get(self) -> None:
         named = self.stub.keys.items()
@@ -331,6 +345,8 @@ _ROUTES: list[Any] = [
     (_RUN, _Run),
     (f"{_RUN}/steps", _Steps),
     (f"{_RUN}/events", _RunEvents),
+    (f"{_RUN}/batches", _Batches),
+    (f"{_RUN}/batches/([^/]+)", _Batch),
     (f"{_RUN}/controls", _Controls),
     (f"{_RUN}/rewind", _Rewind),
     (f"{_RUN}/fork", _Fork),

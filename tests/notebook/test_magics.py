@@ -27,6 +27,7 @@ from jupyter_tinker.notebook.session import OWN
 from jupyter_tinker.notebook.tables import RunList
 from tests.notebook.conftest import FIRST, SECOND, THIRD
 from tests.notebook.stub import KEY, Stub, StubRun
+from tests.notebook.test_tokens import batch
 
 Cell = Callable[[str], tuple[str, str]]
 
@@ -258,6 +259,15 @@ def test_a_learning_rate_is_found(loaded: Stub, cell: Cell, shell: InteractiveSh
     assert complained == f"UsageError: A sweep over run {THIRD} is under way.\n"
 
 
+def test_the_tokens_of_a_batch(loaded: Stub, cell: Cell, shell: InteractiveShell) -> None:
+    loaded.runs[0].batches = [batch(20, 3), batch(10, 2)]
+    printed, complained = cell("%tinker tokens latest")
+    assert "Step 3, cross_entropy: the 1 hardest of 9 sequences\n" in printed
+    assert complained == ""
+    cell("shown = %tinker tokens latest 2")
+    assert shell.user_ns["shown"].step == 2
+
+
 def test_the_panel(
     loaded: Stub, cell: Cell, shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +302,7 @@ def test_the_panel(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("steer latest", "There is no command 'steer'; there are connect, runs, key, panel, lr"),
+        ("steer latest", "There is no command 'steer'; there are connect, runs, key, panel"),
         ("lr zzz x0.5", "There is no run 'zzz'"),
         ("lr latest half", "a learning rate is a number, and not 'half'"),
         ("lr latest x0", "learning_rate_scale must be a finite number above 0, and is 0.0."),
@@ -303,6 +313,8 @@ def test_the_panel(
         ("rewind latest 99", "The run has no step 99"),
         ("pause 'latest", "no closing quotation"),
         ("runs all", "usage: %tinker runs"),
+        ("tokens latest first", "STEP is a whole number, and not 'first'"),
+        ("tokens latest 9", "They are gone."),
         ("key revoke never", "There is no key named 'never'."),
         ("key make me", "usage: %tinker key create NAME"),
         ("connect", "usage: %tinker connect URL [KEY]"),
@@ -358,6 +370,8 @@ def test_the_command_line_has_the_same_commands(cell: Cell) -> None:
         ("%tinker lr latest x0.5 --r", {"--ramp"}),
         ("%tinker guard latest pl", {"plateau"}),
         ("%tinker panel latest aaaaaa", {FIRST}),
+        ("%tinker tokens aaaaaa", {FIRST}),
+        ("%tinker tokens latest ", {"--help"}),
         ("%tinker key re", {"revoke"}),
         ("%tinker key revoke ", {"laptop", "--help"}),
     ],

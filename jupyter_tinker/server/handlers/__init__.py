@@ -6,6 +6,7 @@ from typing import Any
 
 from . import (
     account,
+    batches,
     checkpoints,
     downloads,
     events,
@@ -30,7 +31,13 @@ _API = [
     *account.HANDLERS,
 ]
 
-_OURS = [*runs.HANDLERS, *lr_find.HANDLERS, *events.HANDLERS, *keys.HANDLERS]
+_OURS = [
+    *runs.HANDLERS,
+    *batches.HANDLERS,
+    *lr_find.HANDLERS,
+    *events.HANDLERS,
+    *keys.HANDLERS,
+]
 
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),

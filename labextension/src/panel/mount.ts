@@ -14,6 +14,7 @@ import { Readouts } from "./readouts.js";
 import { Steering } from "./steering.js";
 import { STYLE } from "./style.js";
 import { Tabs } from "./tabs.js";
+import { Tokens } from "./tokens.js";
 import type { Transport } from "./transport.js";
 import type { Run } from "./types.js";
 import { viewOptions } from "./view_options.js";
@@ -79,6 +80,7 @@ class View implements Panel {
     this.steering = new Steering(this.actions);
     this.tabs = new Tabs([
       new Happenings(),
+      new Tokens(),
       new Finder({ transport: () => this.feed.transport, change: this.actions.change }),
     ]);
     this.unsubscribe = this.feed.subscribe(() => this.update());

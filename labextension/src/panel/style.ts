@@ -3,6 +3,7 @@
 import { FINDER_STYLE } from "./finder_style.js";
 import { FORM_STYLE } from "./form_style.js";
 import { RUN_STYLE } from "./theme.js";
+import { TOKENS_STYLE } from "./tokens_style.js";
 
 const FRAME = `
 .jt-panel { --jt-soft: var(--jp-ui-font-color2, #616161); --jt-line: var(--jp-border-color2, #ddd);
@@ -92,4 +93,6 @@ const NARROW = `
 }
 `;
 
-export const STYLE = [RUN_STYLE, FRAME, FORM_STYLE, FINDER_STYLE, NARROW].join("");
+const TABS = [TOKENS_STYLE, FINDER_STYLE];
+
+export const STYLE = [RUN_STYLE, FRAME, FORM_STYLE, ...TABS, NARROW].join("");

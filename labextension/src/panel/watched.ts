@@ -25,7 +25,7 @@ export class Watched {
 
   constructor(
     readonly id: string,
-    private readonly transport: Transport,
+    readonly transport: Transport,
     private readonly changed: () => void,
   ) {}
 
