@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..wire.progress import in_words
+
 _OVERRIDES = ("learning_rate", "grad_clip_norm", "weight_decay")
 
 
@@ -26,6 +28,8 @@ def words(event: dict[str, Any]) -> str:
         case "run_revived":
             replayed = data.get("replayed")
             return f"revived in {data.get('seconds', 0):.1f} s; {replayed} operations made again"
+        case "progress":
+            return in_words(data)
         case "run_unloaded":
             return "not in memory any more; it is brought back when it is needed"
     told = data.get("reason") or data.get("path") or (json.dumps(data) if data else "")
