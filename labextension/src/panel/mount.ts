@@ -7,6 +7,7 @@ import { acquireFeed, Feed, releaseFeed } from "./feed.js";
 import { Happenings } from "./happenings.js";
 import { Notices } from "./notices.js";
 import { type Choice, Picker } from "./picker.js";
+import { ProgressBar } from "./progress.js";
 import { Readouts } from "./readouts.js";
 import { Steering } from "./steering.js";
 import { STYLE } from "./style.js";
@@ -43,6 +44,7 @@ class View implements Panel {
   private readonly state = h("span", { class: "jt-badge" });
   private readonly problem = h("p", { class: "jt-problem", role: "alert" });
   private readonly picker = new Picker((choice) => this.choose(choice));
+  private readonly progress = new ProgressBar();
   private readonly readouts = new Readouts();
   private readonly notices = new Notices();
   private readonly tabs = new Tabs([new Happenings()]);
@@ -105,6 +107,7 @@ class View implements Panel {
       h("style", {}, STYLE),
       h("div", { class: "jt-head" }, this.picker.element, badges),
       this.problem,
+      this.progress.element,
       this.readouts.element,
       this.chart.element,
       this.settings(),
@@ -170,6 +173,7 @@ class View implements Panel {
       this.choice,
       this.chart.runs.map(({ id }) => id),
     );
+    this.progress.show(this.feed.tasks.values(), run?.run_id ?? null);
     this.readouts.show(this.main);
     this.tabs.show(this.main, connection === "live");
     this.steering.show(run, connection === "live");

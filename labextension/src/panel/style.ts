@@ -1,6 +1,8 @@
 // The panel's looks, in JupyterLab's colours.
 
-export const STYLE = `
+import { PROGRESS_STYLE } from "./progressstyle.js";
+
+export const STYLE = `${PROGRESS_STYLE}
 .jt-panel { color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color1, #fff);
   font: var(--jp-ui-font-size1, 13px)/1.4 var(--jp-ui-font-family, system-ui, sans-serif);
   border: 1px solid var(--jp-border-color2, #ddd); border-radius: 4px; padding: 8px;
