@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 _HELP = ("-h", "--help")
+_SESSIONS: dict[InteractiveShell, Session] = {}
 
 
 def load(shell: InteractiveShell) -> None:
     """Add `%tinker`; find this kernel's server and say so in a line, or why there is none."""
     session = Session(shell)
+    unload(shell)
     shell.magics_manager.register_function(magic(session), "line", "tinker")
+    _SESSIONS[shell] = session
+    session.progress.start()
     shell.Completer.custom_matchers.append(completion.complete)
     try:
         print(Status(session.client(), brief=True))
@@ -34,6 +38,8 @@ def load(shell: InteractiveShell) -> None:
 def unload(shell: InteractiveShell) -> None:
     """Take `%tinker` away."""
     shell.magics_manager.magics["line"].pop("tinker", None)
+    if (session := _SESSIONS.pop(shell, None)) is not None:
+        session.progress.stop()
     matchers = shell.Completer.custom_matchers
     if completion.complete in matchers:
         matchers.remove(completion.complete)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import connection
 from .client import Client
 from .commands import Answer, Command, Misuse
+from .progress import Progress
 from .runs import Run, all_runs, resolve
 from .tables import RunList, keys_table
 
@@ -25,6 +26,7 @@ class Session:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
+        self.progress = Progress(shell, connection.find)
 
     def client(self) -> Client:
         """Raises `ConnectionFailed`."""
@@ -117,6 +119,20 @@ def _key(session: Session, arguments: Sequence[str]) -> Answer:
             raise Misuse
 
 
+def _progress(session: Session, arguments: Sequence[str]) -> Answer:
+    match arguments:
+        case ["on"]:
+            session.progress.start()
+        case ["off"]:
+            session.progress.stop()
+        case []:
+            pass
+        case _:
+            raise Misuse
+    shown = "shown" if session.progress.on else "not shown"
+    return Answer(f"What a waiting cell waits for is {shown}.")
+
+
 def _panel(session: Session, arguments: Sequence[str]) -> Answer:
     try:
         panel: Any = import_module("jupyter_tinker.notebook.panel").Panel
@@ -158,6 +174,16 @@ OWN = {
             "Show curves and controls of runs, live.",
             _panel,
             "Without a run it follows what starts; of several, one stands below the other.",
+        ),
+        Command(
+            "progress",
+            "progress [on|off]",
+            "Show what the server is at, or not, while a cell waits for it.",
+            _progress,
+            """A bar in the output of a cell that has waited for two seconds: the engine starts, a
+            model is loaded, a run is replayed. It goes when that is done.""",
+            ("progress off",),
+            words=(("on", "off"),),
         ),
     )
 }
