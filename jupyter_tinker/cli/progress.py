@@ -29,7 +29,7 @@ def _lines() -> Progress:
     def report(text: str, fraction: float | None) -> None:
         nonlocal last
         stage = text.partition(": ")[0]  # what stands behind it are numbers
-        if stage != last:
+        if stage != last and fraction != 1.0:  # that it is done is the command's last word
             print(text, file=sys.stderr, flush=True)
         last = stage
 

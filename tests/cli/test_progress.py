@@ -92,7 +92,7 @@ def test_an_interrupted_bar_is_closed(terminal: Terminal) -> None:
 def test_elsewhere_each_stage_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal_progress() as report:
         work(report)
-    lines = "Looking up x\nDownloading x: 1.0 of 4.0 MB\nDone\n"
+    lines = "Looking up x\nDownloading x: 1.0 of 4.0 MB\n"
     assert capsys.readouterr() == ("", lines)
 
 
@@ -106,7 +106,7 @@ def test_pull_tells_on_standard_error(
     monkeypatch.setattr(models, "pull", pull)
     status, printed, told = command("pull", "org/x")
     assert (status, printed) == (0, f"org/x is at {tmp_path}\n")
-    assert told.splitlines() == ["Looking up x", "Downloading x: 1.0 of 4.0 MB", "Done"]
+    assert told.splitlines() == ["Looking up x", "Downloading x: 1.0 of 4.0 MB"]
 
 
 # Watching
