@@ -10,7 +10,7 @@ if "jupyter_tinker.engine.kernel" in sys.orig_argv:
     _update = loading._Bar.update
 
     def _slowly(bar: loading._Bar, count: int = 1) -> None:
-        time.sleep(0.15)
+        time.sleep(0.3)
         _update(bar, count)
 
     loading._Bar.update = _slowly
