@@ -3,8 +3,8 @@
     python -m jupyter_tinker.engine.export merged CHECKPOINT BASE_NAME BASE_PATH OUT [--dtype D]
 
 OUT is written in place: who wants it whole or not at all writes beside it and renames, as
-`jupyter tinker export` does. Progress goes to standard output, one line a stage: a fraction between
-0 and 1, a space, a text. What went wrong is the last line of standard error.
+`jupyter tinker export` does. Progress goes to standard output, in lines: a fraction between 0 and
+1, a space, the stage in words. What went wrong is the last line of standard error.
 """
 
 from __future__ import annotations
