@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 _HELP = ("-h", "--help")
+_SESSIONS: dict[InteractiveShell, Session] = {}
 
 
 def load(shell: InteractiveShell) -> None:
     """Add `%tinker`; find this kernel's server and say so in a line, or why there is none. The
     sessions of its clients are tagged as this kernel's."""
     session = Session(shell)
+    unload(shell)
     shell.magics_manager.register_function(magic(session), "line", "tinker")
+    _SESSIONS[shell] = session
+    session.progress.start()
     shell.Completer.custom_matchers.append(completion.complete)
     tag_sessions()
     try:
@@ -38,6 +42,8 @@ def unload(shell: InteractiveShell) -> None:
     """Take `%tinker` away, and the tag."""
     untag_sessions()
     shell.magics_manager.magics["line"].pop("tinker", None)
+    if (session := _SESSIONS.pop(shell, None)) is not None:
+        session.progress.stop()
     matchers = shell.Completer.custom_matchers
     if completion.complete in matchers:
         matchers.remove(completion.complete)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..wire.progress import in_words
+
 _OVERRIDES = ("learning_rate", "grad_clip_norm", "weight_decay")
 
 
@@ -30,6 +32,8 @@ def words(event: dict[str, Any]) -> str:
             return f"a sweep over learning rates began on a copy{by}"
         case "lr_find_done":
             return f"the sweep over learning rates {_found(data)}"
+        case "progress":
+            return in_words(data)
         case "run_unloaded":
             return "not in memory any more; it is brought back when it is needed"
     told = data.get("reason") or data.get("path") or (json.dumps(data) if data else "")

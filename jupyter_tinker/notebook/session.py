@@ -14,6 +14,7 @@ from . import connection
 from .client import Client
 from .commands import Answer, Command, Misuse, whole
 from .kernel import tag_sessions
+from .progress import Progress
 from .runs import Run, all_runs, resolve
 from .tables import RunList, keys_table
 
@@ -26,6 +27,7 @@ class Session:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
+        self.progress = Progress(shell, connection.find)
 
     def client(self) -> Client:
         """Raises `ConnectionFailed`."""
@@ -119,6 +121,20 @@ def _key(session: Session, arguments: Sequence[str]) -> Answer:
             raise Misuse
 
 
+def _progress(session: Session, arguments: Sequence[str]) -> Answer:
+    match arguments:
+        case ["on"]:
+            session.progress.start()
+        case ["off"]:
+            session.progress.stop()
+        case []:
+            pass
+        case _:
+            raise Misuse
+    shown = "shown" if session.progress.on else "not shown"
+    return Answer(f"What a waiting cell waits for is {shown}.")
+
+
 def _panel(session: Session, arguments: Sequence[str]) -> Answer:
     try:
         panel: Any = import_module("jupyter_tinker.notebook.panel").Panel
@@ -180,6 +196,16 @@ OWN = {
             _tokens,
             "With a step those of its batch, if that is among the last that are kept.",
             ("tokens latest", "tokens latest 400"),
+        ),
+        Command(
+            "progress",
+            "progress [on|off]",
+            "Show what the server is at, or not, while a cell waits for it.",
+            _progress,
+            """A bar in the output of a cell that has waited for two seconds: the engine starts, a
+            model is loaded, a run is replayed. It goes when that is done.""",
+            ("progress off",),
+            words=(("on", "off"),),
         ),
     )
 }

@@ -31,6 +31,7 @@ from .journal import Journal
 from .keys import Keys
 from .lives import Copier, Lives
 from .lr_finder import LrFinder
+from .progress import Tasks
 from .registry import Registry
 from .retention import Retention
 from .revival import Revival
@@ -89,7 +90,8 @@ class TinkerService:
         self.journal = Journal(database, server=uuid.uuid4().hex)
         self.keys = Keys(database)
         self.audit = Audit(database)
-        self.events = Events(database, event_limits)
+        self.progress = supervisor.progress = Tasks(log)
+        self.events = Events(database, event_limits, self.progress)
         self.checkpoints = Checkpoints(database, state_dir / "checkpoints")
         self.session_index = SessionIndex(database, state_dir / "checkpoints")
         self.copies = Copies(database, self.checkpoints)

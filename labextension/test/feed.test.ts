@@ -1,6 +1,6 @@
 import { Feed } from "../src/panel/feed.js";
 import { RequestFailed, type StreamListener, type Transport } from "../src/panel/transport.js";
-import type { Run, Step, TinkerEvent } from "../src/panel/types.js";
+import type { Run, Step, Task, TinkerEvent } from "../src/panel/types.js";
 import { event, RUN, step, stepEvent } from "./steps.js";
 
 /** A server of one run, whose pages can be held back. */
@@ -133,6 +133,32 @@ test("a new engine's memory is asked for", async () => {
   server.listener!.onEvent({ ...event(9, "engine_started"), run_id: null });
   await settle();
   expect(feed.status!.status!.memory_total_bytes).toBe(2);
+});
+
+test("what takes long is known while it lasts and the connection stands", async () => {
+  feed = new Feed(server);
+  await settle();
+  let changes = 0;
+  feed.subscribe(() => {
+    changes += 1;
+  });
+  const told = (done: number): Task => ({
+    task: 3,
+    run_id: null,
+    what: "loading tiny",
+    done,
+    total: 9,
+    unit: "tensors",
+  });
+  const { onProgress, onState } = server.listener!;
+  for (const done of [1, 2]) onProgress!(3, told(done));
+  expect([...feed.tasks.values()]).toEqual([told(2)]);
+  onProgress!(3, null);
+  expect(feed.tasks.size).toBe(0);
+  expect(changes).toBe(3);
+  onProgress!(3, told(4));
+  onState(false);
+  expect(feed.tasks.size).toBe(0);
 });
 
 test("nothing is kept of a run that nobody shows", async () => {

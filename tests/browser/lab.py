@@ -129,6 +129,11 @@ class Lab:
             self.page.wait_for_timeout(600)  # for what is still being drawn
             self.panel.screenshot(path=Path(folder) / f"{name}.png")
 
+    def page_screenshot(self, name: str) -> None:
+        """Of the whole page, kept as those of the panel."""
+        if folder := os.environ.get("TINKER_SCREENSHOTS"):
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
+
 
 def until(said: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What `said` says as soon as that is something true."""

@@ -288,6 +288,17 @@ def test_watching_all_runs_until_ctrl_c(named: Stub, watcher: subprocess.Popen[s
     assert watcher.returncode == 0
 
 
+def test_what_takes_long_is_one_line_each(named: Stub, watcher: subprocess.Popen[str]) -> None:
+    assert watcher.stdout is not None
+    loading = {"what": "loading tiny", "done": 0, "total": 20, "unit": "tensors"}
+    named.progress[1] = loading
+    assert watcher.stdout.readline().endswith("  loading tiny: 0 of 20 tensors\n")
+    named.progress[1] = {**loading, "done": 9}
+    del named.progress[1]
+    named.happen(None, "engine_died", reason="it was killed")
+    assert watcher.stdout.readline().endswith("  engine died: it was killed\n")
+
+
 def test_lines_that_nobody_reads_any_more(named: Stub, watcher: subprocess.Popen[str]) -> None:
     assert watcher.stdout is not None
     assert watcher.stderr is not None

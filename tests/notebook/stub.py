@@ -67,6 +67,7 @@ class Stub:
         self.asked: list[tuple[str, str, Any]] = []
         self.answers: list[tuple[int, bytes, dict[str, str]]] = []  # instead of the usual ones
         self.page = 1000
+        self.progress: dict[int, dict[str, Any]] = {}  # what takes long, by the task's number
         self.keys: dict[str, float | None] = {}  # name -> when it was revoked
         self.watchers: set[_Events] = set()
         self.loop = asyncio.new_event_loop()
@@ -182,7 +183,10 @@ class _Handler(web.RequestHandler):
 
 class _Status(_Handler):
     def get(self) -> None:
-        self.finish({"engine": "stopped", "busy_seconds": 0.0, "status": None})
+        tasks = self.stub.progress.items()
+        progress = [{"task": n, "run_id": None, "since": 1.7e9, **told} for n, told in tasks]
+        status = {"engine": "stopped", "busy_seconds": 0.0, "status": None}
+        self.finish({**status, "progress": progress})
 
 
 class _Runs(_Handler):
@@ -315,6 +319,13 @@ class _LrFind(_Handler):
 
 
 class _Events(_Handler):
+    def tell(self, task: int, told: dict[str, Any] | None) -> None:
+        data = {"task": task, "over": told is None, **(told or {})}
+        event = {"id": None, "run_id": None, "time": 1.7e9, "kind": "progress", "actor": None}
+        self.write(
+            f"event: progress\ndata: {json.dumps({**event, 'step': None, 'data': data})}\n\n"
+        )
+
     async def get(self) -> None:
         runs = self.get_query_arguments("run")
         newest = self.stub.events[-1]["id"] if self.stub.events else 0
@@ -323,8 +334,14 @@ class _Events(_Handler):
         self.write(f"retry: 10\nid: {seen}\n\n: hello\n\n")
         await self.flush()
         self.stub.watchers.add(self)
+        known: dict[int, Any] = {}
         try:
             while True:
+                for task in {**self.stub.progress, **known}:
+                    now = self.stub.progress.get(task)
+                    if known.get(task) != now:
+                        known[task] = None if now is None else dict(now)
+                        self.tell(task, now)
                 for event in [e for e in self.stub.events if e["id"] > seen]:
                     seen = event["id"]
                     if not runs or event["run_id"] in (None, *runs):

@@ -82,7 +82,7 @@ async def whole_run_json(service: TinkerService, run: Run) -> dict[str, Any]:
 
 
 class StatusHandler(TinkerHandler):
-    """Whether there is an engine, and what it computes with."""
+    """Whether there is an engine, what it computes with, and what takes long just now."""
 
     @web.authenticated
     @authorized
@@ -94,6 +94,7 @@ class StatusHandler(TinkerHandler):
             {
                 "engine": state,
                 "busy_seconds": supervisor.busy_seconds,
+                "progress": self.service.progress.to_json(),
                 "status": None if status is None else asdict(status),
             }
         )

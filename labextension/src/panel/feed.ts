@@ -1,7 +1,7 @@
 // What a page knows of its server: one stream of events for all its panels.
 
 import { RequestFailed, ServerTransport, type Transport } from "./transport.js";
-import type { Run, Status, TinkerEvent } from "./types.js";
+import type { Run, Status, Task, TinkerEvent } from "./types.js";
 import { Watched } from "./watched.js";
 
 const RETRY = 2_000;
@@ -18,6 +18,8 @@ export class Feed {
   /** Why there is no connection, where that is known. */
   problem: string | null = null;
   users = 0;
+  /** What takes long just now, by its number. */
+  readonly tasks = new Map<number, Task>();
   private readonly watched = new Map<string, Watched>();
   private readonly listeners = new Set<() => void>();
   private readonly timers = new Set<ReturnType<typeof setTimeout>>();
@@ -86,6 +88,7 @@ export class Feed {
     this.stop = this.transport.follow(newest, {
       onEvent: (event) => this.heard(event),
       onState: (connected) => this.state(connected),
+      onProgress: (task, state) => this.progressed(task, state),
     });
     for (const watched of this.watched.values()) this.load(watched);
     this.refreshStatus();
@@ -120,7 +123,14 @@ export class Feed {
     this.changed();
   }
 
+  private progressed(task: number, state: Task | null): void {
+    if (state) this.tasks.set(task, state);
+    else this.tasks.delete(task);
+    this.changed();
+  }
+
   private state(connected: boolean): void {
+    this.tasks.clear(); // a new connection tells of all that goes on
     const again = connected && this.connection === "reconnecting";
     this.connection = connected ? "live" : "reconnecting";
     this.problem = connected ? null : "The server does not answer; trying again.";

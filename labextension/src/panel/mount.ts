@@ -10,6 +10,7 @@ import { Happenings } from "./happenings.js";
 import { Legend } from "./legend.js";
 import { Notices } from "./notices.js";
 import { type Choice, Picker } from "./picker.js";
+import { ProgressBar } from "./progress.js";
 import { Readouts } from "./readouts.js";
 import { Steering } from "./steering.js";
 import { STYLE } from "./style.js";
@@ -50,6 +51,7 @@ class View implements Panel {
   private readonly state = h("span", { class: "jt-badge" });
   private readonly problem = h("p", { class: "jt-problem", role: "alert" });
   private readonly banner = h("p", { class: "jt-banner", role: "status" });
+  private readonly progress = new ProgressBar();
   private readonly kernel: string | null;
   private readonly picker: Picker;
   private readonly legend = new Legend((id) => {
@@ -125,6 +127,7 @@ class View implements Panel {
       h("style", {}, STYLE),
       h("div", { class: "jt-head" }, this.picker.element, this.banner, badges),
       this.problem,
+      this.progress.element,
       this.readouts.element,
       this.legend.element,
       this.chart.element,
@@ -160,6 +163,7 @@ class View implements Panel {
     );
     say(this.banner, state(run, this.feed));
     this.banner.title = this.banner.textContent ?? "";
+    this.progress.show(this.feed.tasks.values(), run?.run_id ?? null);
     this.readouts.show(this.main, this.feed.status);
     this.legend.show(this.watched);
     this.tabs.show(this.main, connection === "live");

@@ -1,6 +1,6 @@
 // Talks to the Jupyter server that the page comes from: JSON both ways, and a stream of events.
 
-import type { TinkerEvent } from "./types.js";
+import type { Task, TinkerEvent } from "./types.js";
 
 /** What the server refused, or that it does not answer; the message is for people. */
 export class RequestFailed extends Error {
@@ -17,6 +17,8 @@ export interface StreamListener {
   onEvent(event: TinkerEvent): void;
   /** Called when the connection is there, and when it is lost. */
   onState(connected: boolean): void;
+  /** Called with the newest state of what takes long, and with null once a task is over. */
+  onProgress?(task: number, state: Task | null): void;
 }
 
 export interface Transport {
@@ -141,6 +143,9 @@ export class Stream {
       if (source === this.source) this.heard(message);
     };
     for (const kind of KINDS) source.addEventListener(kind, heard);
+    source.addEventListener("progress", (message: MessageEvent<string>) => {
+      if (source === this.source) this.progressed(message);
+    });
   }
 
   private heard(message: MessageEvent<string>): void {
@@ -148,6 +153,11 @@ export class Stream {
     if (event.id <= this.after) return;
     this.after = event.id;
     this.listener.onEvent(event);
+  }
+
+  private progressed(message: MessageEvent<string>): void {
+    const { run_id, data } = JSON.parse(message.data);
+    this.listener.onProgress?.(data.task, data.over ? null : { ...data, run_id });
   }
 
   private lost(): void {

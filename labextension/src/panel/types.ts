@@ -41,6 +41,17 @@ export interface Guards {
   plateau: Record<string, number> | null;
 }
 
+/** Something that takes long: of `GET status`, and the data of a `progress` message. */
+export interface Task {
+  task: number;
+  /** null: the engine's or the server's. */
+  run_id: string | null;
+  what: string;
+  done: number;
+  total: number | null;
+  unit: "steps" | "tensors" | "bytes";
+}
+
 export interface Controls {
   learning_rate_scale: number;
   learning_rate: number | null;
