@@ -33,6 +33,11 @@ class Text:
         self._template = template
         self._special = special
 
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._template is not None
+
     def encode(self, text: str) -> list[int]:
         """A prompt's tokens, with those that the tokenizer puts before every text."""
         return list(self._tokenizer.encode(text).ids)

@@ -27,8 +27,9 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
         "forked",
         "checkpoint_saved",
         "history_trimmed",
+        "preview_sampled",
     ),
-    "control": ("control_changed", "paused", "resumed", "guard"),
+    "control": ("control_changed", "paused", "resumed", "guard", "preview_changed"),
     "engine": ("engine_started", "engine_died"),
 }
 SCHEMAS = {kind: f"{_URI}/{group}/v1" for group, kinds in _KINDS.items() for kind in kinds}

@@ -21,6 +21,8 @@ Kind = Literal[
     "guard",
     "checkpoint_saved",
     "history_trimmed",
+    "preview_changed",
+    "preview_sampled",
     "engine_started",
     "engine_died",
 ]

@@ -12,6 +12,7 @@ from . import (
     futures,
     keys,
     openai,
+    previews,
     runs,
     sampling,
     sessions,
@@ -29,7 +30,7 @@ _API = [
     *account.HANDLERS,
 ]
 
-_OURS = [*runs.HANDLERS, *events.HANDLERS, *keys.HANDLERS]
+_OURS = [*runs.HANDLERS, *events.HANDLERS, *previews.HANDLERS, *keys.HANDLERS]
 
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),
