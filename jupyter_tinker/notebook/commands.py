@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from . import previews
 from .runs import Run
 
 RUN = """RUN is a run's id, a beginning of it that no other id has, `latest`, or `latest~N` for the
@@ -173,6 +174,30 @@ def _place(arguments: Sequence[str]) -> tuple[str, int]:
     return arguments[0], whole(arguments[1], "STEP")
 
 
+# Previews
+
+
+def _preview(find: Find, arguments: Sequence[str], *, every: int | None = None) -> Answer:
+    if not arguments:
+        raise Misuse
+    name, *prompts = arguments
+    run = find(name)
+    fields: dict[str, Any] = {"prompts": prompts} if prompts else {}
+    if every is not None:
+        setting = run.preview(**fields, every=every or None)
+        return Answer(f"{run.id} answers {_asked(setting)}")
+    if fields:
+        run.preview(**fields)
+    return Answer(previews.words(run.preview_now()))
+
+
+def _asked(setting: dict[str, Any]) -> str:
+    count = len(setting["prompts"])
+    prompts = f"{count or 'no'} prompt{'' if count == 1 else 's'}"
+    every = setting["every"]
+    return f"{prompts}, {'on request only' if every is None else f'every {_counted(every)}'}"
+
+
 # Guards
 
 
@@ -289,6 +314,19 @@ COMMANDS = {
             _fork,
             "A client starts from it with create_training_client_from_state.",
             options=_BRANCH,
+        ),
+        Command(
+            "preview",
+            "preview RUN [PROMPT ...] [--every N]",
+            "Let a run answer prompts, now or while it trains.",
+            _preview,
+            """Up to five prompts. Without --every they are asked now, of the weights that the run
+    has, and the answers are printed; without a prompt, the ones that it was given last are.
+
+    With --every, the weights of every Nth step answer while the run trains; the panel shows them,
+    and Python has them as previews(). Its numbers do not depend on it.""",
+            ("preview latest 'Say hello.' --every 50", "preview latest"),
+            {"every": "Ask the weights of every Nth optimizer step; 0: on request only."},
         ),
         Command(
             "guard",

@@ -26,10 +26,23 @@ def words(event: dict[str, Any]) -> str:
         case "run_revived":
             replayed = data.get("replayed")
             return f"revived in {data.get('seconds', 0):.1f} s; {replayed} operations made again"
+        case "preview_changed":
+            count = len(data.get("prompts", ()))
+            every = data.get("every")
+            often = "on request only" if every is None else f"every {every} steps"
+            return f"previews{by}: {_prompts(count)}, {often}"
+        case "preview_sampled":
+            answered = sum(answer["error"] is None for answer in data.get("answers", ()))
+            told = data.get("error") or f"{_prompts(answered)} answered"
+            return f"preview{by}: {told}"
         case "run_unloaded":
             return "not in memory any more; it is brought back when it is needed"
     told = data.get("reason") or data.get("path") or (json.dumps(data) if data else "")
     return kind.replace("_", " ") + by + (f": {told}" if told else "")
+
+
+def _prompts(count: int) -> str:
+    return "1 prompt" if count == 1 else f"{count} prompts"
 
 
 def _by(event: dict[str, Any]) -> str:

@@ -183,26 +183,30 @@ class Previews:
 
     async def _finish(self, one: _Round, copied: Awaitable[Any]) -> None:
         """Sample from the copy, tell what came of it, and free it."""
-        answers: list[dict[str, Any]] = []
+        answers = [_answer(prompt) for prompt in one.preview.prompts]
         error = None
         try:
-            answers = await self._answers(one, copied)
-        except Exception as problem:
-            error = self._sentence(one, problem)
+            try:
+                answers = await self._answers(one, copied)
+            except Exception as problem:
+                error = self._sentence(one, problem)
+            finally:
+                self._sampling.pump.unload(one.target.name)
+            await self._tell(one, answers, error)
         finally:
-            self._sampling.pump.unload(one.target.name)
             self._going.pop(one.run.id, None)
-        data = one.preview.model_dump(include={"max_tokens", "temperature", "seed"})
+
+    async def _tell(self, one: _Round, answers: list[dict[str, Any]], error: str | None) -> None:
         await self._store.add_round(
             one.run.id,
             step=one.step,
             by=one.by,
             branch=one.branch,
-            answers=answers or [_answer(prompt) for prompt in one.preview.prompts],
+            answers=answers,
             error=error,
             skipped=one.skipped,
             seconds=time.monotonic() - one.began,
-            **data,
+            **_how(one.preview),
         )
 
     async def _answers(self, one: _Round, copied: Awaitable[Any]) -> list[dict[str, Any]]:
@@ -281,13 +285,18 @@ def _encoded(folder: Path, preview: Preview) -> tuple[chat.Text, list[list[int]]
     return text, [text.encode_chat(messages) for messages in said]
 
 
+def _how(preview: Preview) -> dict[str, Any]:
+    """How answers are sampled."""
+    return preview.model_dump(include={"max_tokens", "temperature", "seed"})
+
+
 def _body(preview: Preview, prompt: list[int]) -> bytes:
     """The `SampleRequest` of a prompt."""
     body = {
         "sampling_session_id": "preview",
         "seq_id": 0,
         "prompt": {"chunks": [{"type": "encoded_text", "tokens": prompt}]},
-        "sampling_params": preview.model_dump(include={"max_tokens", "temperature", "seed"}),
+        "sampling_params": _how(preview),
     }
     return json.dumps(body).encode()
 

@@ -17,6 +17,7 @@ from tornado import httpserver, netutil, web
 from tornado.iostream import StreamClosedError
 
 from jupyter_tinker.wire.controls import Controls, parse_change
+from jupyter_tinker.wire.previews import Preview, parse_preview
 from jupyter_tinker.wire.tinker import BadRequest
 
 KEY = "tml-key-of-the-stub"
@@ -32,11 +33,29 @@ class StubRun:
     controls: Controls = field(default_factory=Controls)
     branches: list[dict[str, Any]] = field(default_factory=list)
     ended: str | None = None
+    preview: Preview = field(default_factory=Preview)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def step(self, number: int, **columns: Any) -> None:
         row = {"loss_mean": 2.0, "learning_rate": 1e-4, "learning_rate_requested": 1e-4}
         identity = {"id": 10 + len(self.steps), "run_id": self.id, "step": number, "branch": 0}
         self.steps.append({**identity, **row, **columns})
+
+    def answer(self, step: int, actor: str | None = None, branch: int = 0, **data: Any) -> None:
+        """As if a preview had come to its end."""
+        answers = [
+            {
+                "prompt": prompt,
+                "text": f"{prompt} {step}",
+                "tokens": 2,
+                "end": "stop",
+                "error": None,
+            }
+            for prompt in self.preview.prompts
+        ]
+        head = {"id": 100 + len(self.rounds), "time": 1_700_000_000.0, "step": step}
+        what = {"actor": actor, "branch": branch, "answers": answers, "error": None, "skipped": 0}
+        self.rounds.append({**head, **what, **data})
 
     def json(self) -> dict[str, Any]:
         return {
@@ -264,6 +283,34 @@ class _Fork(_Handler):
         self.finish({"path": f"tinker://{self.of(run_id).id}/weights/step={body['step']}{branch}"})
 
 
+class _Preview(_Handler):
+    def get(self, run_id: str) -> None:
+        run = self.of(run_id)
+        who = {"changed_at": None, "changed_by": None, "sampling": None}
+        self.finish({**run.preview.model_dump(), **who})
+
+    def put(self, run_id: str) -> None:
+        try:
+            self.of(run_id).preview = parse_preview(self.request.body)
+        except BadRequest as error:
+            return self.refuse(400, str(error))
+        self.get(run_id)
+
+    def post(self, run_id: str) -> None:
+        run = self.of(run_id)
+        if not run.preview.prompts:
+            return self.refuse(400, "This run has no prompts to answer; set some first.")
+        run.answer(run.steps[-1]["step"], actor="ada")
+        self.get(run_id)
+
+
+class _Previews(_Handler):
+    def get(self, run_id: str) -> None:
+        after = int(self.get_query_argument("after", "0"))
+        found = [one for one in self.of(run_id).rounds if one["id"] > after]
+        self.finish({"previews": found[: self.stub.page]})
+
+
 class _Events(_Handler):
     async def get(self) -> None:
         runs = self.get_query_arguments("run")
@@ -298,6 +345,8 @@ _ROUTES: list[Any] = [
     (f"{_RUN}/controls", _Controls),
     (f"{_RUN}/rewind", _Rewind),
     (f"{_RUN}/fork", _Fork),
+    (f"{_RUN}/preview", _Preview),
+    (f"{_RUN}/previews", _Previews),
     ("/tinker/events", _Events),
     ("/tinker/keys", _Keys),
     ("/tinker/keys/([^/]+)", _Key),
