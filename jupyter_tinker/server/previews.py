@@ -8,7 +8,6 @@ told in the preview's event, and disturbs nothing else.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ from ..wire.ops import OpError
 from ..wire.previews import Preview
 from ..wire.sampling import SnapshotSampler
 from ..wire.tinker import BadRequest
-from . import chat, openai
 from .futures import new_id
 from .history import HistoryGone
 from .preview_store import PreviewStore
+from .preview_text import answer, body, encoded, how
 from .registry import Registry
 from .revival import Revival
 from .runs import Run
@@ -34,7 +33,6 @@ from .supervisor import EngineDied, EngineSupervisor
 
 _LONGEST = 600.0  # seconds of sampling, after which a preview is given up
 _PATIENCE = 30.0  # seconds for which it lets all clients' samples go first
-_MOST_CHARACTERS = 20_000  # of an answer: a token may stand for many
 
 
 @dataclass(eq=False)
@@ -96,7 +94,7 @@ class Previews:
         ended, and `BadRequest` for prompts that its model does not take."""
         run = await self._living(run_id)
         if preview.prompts:
-            await asyncio.to_thread(_encoded, Path(run.row.base_path), preview)
+            await asyncio.to_thread(encoded, Path(run.row.base_path), preview)
         await self._store.change(run.id, preview, step=run.step, by=by)
 
     async def now(self, run_id: str, *, by: str) -> None:
@@ -183,7 +181,7 @@ class Previews:
 
     async def _finish(self, one: _Round, copied: Awaitable[Any]) -> None:
         """Sample from the copy, tell what came of it, and free it."""
-        answers = [_answer(prompt) for prompt in one.preview.prompts]
+        answers = [answer(prompt) for prompt in one.preview.prompts]
         error = None
         try:
             try:
@@ -206,7 +204,7 @@ class Previews:
             error=error,
             skipped=one.skipped,
             seconds=time.monotonic() - one.began,
-            **_how(one.preview),
+            **how(one.preview),
         )
 
     async def _answers(self, one: _Round, copied: Awaitable[Any]) -> list[dict[str, Any]]:
@@ -215,7 +213,7 @@ class Previews:
             raise EngineDied("the engine died")
         self._sampling.pump.adopt(one.target)
         folder = Path(one.run.row.base_path)
-        text, prompts = await asyncio.to_thread(_encoded, folder, one.preview)
+        text, prompts = await asyncio.to_thread(encoded, folder, one.preview)
         outcomes = await self._sampled(one, prompts)
         if any(isinstance(outcome, OpError) for outcome in outcomes):
             if one.run.ended is not None:
@@ -224,7 +222,7 @@ class Previews:
                 raise EngineDied("the engine died")
         return await asyncio.to_thread(
             lambda: [
-                _answer(prompt, text, outcome)
+                answer(prompt, text, outcome)
                 for prompt, outcome in zip(one.preview.prompts, outcomes, strict=True)
             ]
         )
@@ -252,7 +250,7 @@ class Previews:
             if not outcome.done():
                 outcome.set_result(result)
 
-        job = self._sampling.job(one.target, _body(one.preview, prompt), 1, finish, None)
+        job = self._sampling.job(one.target, body(one.preview, prompt), 1, finish, None)
         job.yields_until = time.monotonic() + _PATIENCE
         return job
 
@@ -273,43 +271,3 @@ def _failed(error: Exception) -> Awaitable[Any]:
     failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     failed.set_exception(error)
     return failed
-
-
-def _encoded(folder: Path, preview: Preview) -> tuple[chat.Text, list[list[int]]]:
-    """The prompts' tokens, and the text they are of. Raises `BadRequest`. Blocking."""
-    text = chat.load(folder)
-    chats = text.chats if preview.chat is None else preview.chat
-    if not chats:
-        return text, [text.encode(prompt) for prompt in preview.prompts]
-    said = [[{"role": "user", "content": prompt}] for prompt in preview.prompts]
-    return text, [text.encode_chat(messages) for messages in said]
-
-
-def _how(preview: Preview) -> dict[str, Any]:
-    """How answers are sampled."""
-    return preview.model_dump(include={"max_tokens", "temperature", "seed"})
-
-
-def _body(preview: Preview, prompt: list[int]) -> bytes:
-    """The `SampleRequest` of a prompt."""
-    body = {
-        "sampling_session_id": "preview",
-        "seq_id": 0,
-        "prompt": {"chunks": [{"type": "encoded_text", "tokens": prompt}]},
-        "sampling_params": _how(preview),
-    }
-    return json.dumps(body).encode()
-
-
-def _answer(
-    prompt: str, text: chat.Text | None = None, outcome: Outcome | None = None
-) -> dict[str, Any]:
-    """What a prompt was answered with, or why it was not."""
-    answer: dict[str, Any] = {"prompt": prompt, "text": None, "tokens": 0, "end": None}
-    if isinstance(outcome, OpError):
-        return {**answer, "error": str(outcome)}
-    if outcome is not None and text is not None:
-        (one,) = openai.sampled(outcome)
-        said = text.decode(one.tokens)[:_MOST_CHARACTERS]
-        answer.update(text=said, tokens=len(one.tokens), end=one.finish_reason)
-    return {**answer, "error": None}

@@ -182,14 +182,14 @@ def replace_every(preview: Preview, every: int) -> Preview:
 @contextmanager
 def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside, no preview gets further than to its copy."""
-    go, encoded = threading.Event(), previews._encoded
+    go, encoded = threading.Event(), previews.encoded
 
     def wait(*asked: Any) -> Any:
         assert go.wait(10)
         return encoded(*asked)
 
     with monkeypatch.context() as patched:
-        patched.setattr(previews, "_encoded", wait)
+        patched.setattr(previews, "encoded", wait)
         yield
     go.set()
 
@@ -272,9 +272,9 @@ async def test_a_deadly_prompt_is_told_of_and_the_run_goes_on(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await stage.steps(2)
-    encoded = previews._encoded
+    encoded = previews.encoded
     monkeypatch.setattr(
-        previews, "_encoded", lambda *asked: (encoded(*asked)[0], [[DEADLY] for _ in range(2)])
+        previews, "encoded", lambda *asked: (encoded(*asked)[0], [[DEADLY] for _ in range(2)])
     )
     await stage.ask()
     await stage.service.previews.now(RUN, by="ada")
