@@ -8,6 +8,7 @@ import { Happenings } from "./happenings.js";
 import { Notices } from "./notices.js";
 import { type Choice, Picker } from "./picker.js";
 import { Readouts } from "./readouts.js";
+import { Samples } from "./samples.js";
 import { Steering } from "./steering.js";
 import { STYLE } from "./style.js";
 import { Tabs } from "./tabs.js";
@@ -45,7 +46,7 @@ class View implements Panel {
   private readonly picker = new Picker((choice) => this.choose(choice));
   private readonly readouts = new Readouts();
   private readonly notices = new Notices();
-  private readonly tabs = new Tabs([new Happenings()]);
+  private readonly tabs = new Tabs([new Happenings(), new Samples(() => this.feed.transport)]);
   private readonly chart = new Chart((step, branch) => this.pick(step, branch));
   private readonly steering = new Steering({
     change: (fields) => this.change(fields),

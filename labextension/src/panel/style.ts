@@ -1,5 +1,7 @@
 // The panel's looks, in JupyterLab's colours.
 
+import { SAMPLES_STYLE } from "./style-samples.js";
+
 export const STYLE = `
 .jt-panel { color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color1, #fff);
   font: var(--jp-ui-font-size1, 13px)/1.4 var(--jp-ui-font-family, system-ui, sans-serif);
@@ -61,4 +63,4 @@ export const STYLE = `
   .jt-select { max-width: 230px; }
   .jt-controls { flex: 1 1 100%; }
 }
-`;
+${SAMPLES_STYLE}`;

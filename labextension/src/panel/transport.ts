@@ -22,13 +22,15 @@ export interface StreamListener {
 export interface Transport {
   get<T>(path: string): Promise<T>;
   post<T>(path: string, body: unknown): Promise<T>;
+  put<T>(path: string, body: unknown): Promise<T>;
   /** Events behind `after`, each once, until the function that is returned is called. */
   follow(after: number, listener: StreamListener): () => void;
 }
 
 const KINDS = [
   "step run_created run_ended run_unloaded run_revived control_changed paused resumed rewound",
-  "forked guard checkpoint_saved history_trimmed engine_started engine_died",
+  "forked guard checkpoint_saved history_trimmed engine_started engine_died preview_changed",
+  "preview_sampled",
 ].flatMap((line) => line.split(" "));
 
 const FIRST_PAUSE = 500;
@@ -55,10 +57,18 @@ export class ServerTransport implements Transport {
   }
 
   async post<T>(path: string, body: unknown): Promise<T> {
+    return this.send<T>("POST", path, body);
+  }
+
+  async put<T>(path: string, body: unknown): Promise<T> {
+    return this.send<T>("PUT", path, body);
+  }
+
+  private async send<T>(method: string, path: string, body: unknown): Promise<T> {
     const token = /(?:^|; )_xsrf=([^;]*)/.exec(document.cookie)?.[1];
     const headers: Record<string, string> = { "Content-Type": "application/json" };
     if (token) headers["X-XSRFToken"] = decodeURIComponent(token);
-    return this.ask<T>(path, { method: "POST", headers, body: JSON.stringify(body) });
+    return this.ask<T>(path, { method, headers, body: JSON.stringify(body) });
   }
 
   follow(after: number, listener: StreamListener): () => void {
