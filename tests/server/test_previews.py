@@ -25,7 +25,7 @@ from jupyter_tinker.wire.ops import OpError
 from jupyter_tinker.wire.previews import Preview, parse_preview
 from jupyter_tinker.wire.tinker import BadRequest
 from tests.conftest import CHAT_TEMPLATE
-from tests.server.fake_engine import DEADLY, FakeEngine
+from tests.server.fake_engine import DEADLY, FORBIDDEN, FakeEngine
 from tests.server.one_service import (
     RUN,
     SESSION,
@@ -285,6 +285,24 @@ async def test_a_deadly_prompt_is_told_of_and_the_run_goes_on(
     await stage.steps(2)
     assert [metrics["optimizer_step"] for metrics in before] == [1, 2]
     assert [one["error"] for one in await stage.rounds(2)][1] is None
+    await stage.idle()
+
+
+async def test_a_prompt_that_is_refused_leaves_the_others_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = previews.encoded
+    monkeypatch.setattr(
+        previews, "encoded", lambda *asked: (encoded(*asked)[0], [[FORBIDDEN], [5]])
+    )
+    await stage.ask()
+    await stage.service.previews.now(RUN, by="ada")
+    (one,) = await stage.rounds(1)
+    first, second = one["answers"]
+    assert one["error"] is None
+    assert (first["text"], second["error"]) == (None, None)
+    assert "not in the vocabulary" in first["error"]
+    assert second["tokens"] == 3
     await stage.idle()
 
 
