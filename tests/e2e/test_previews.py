@@ -122,7 +122,7 @@ def test_a_preview_says_what_a_sampling_client_of_that_step_says(
     tokenizer = client.get_tokenizer()
     for n in range(4):
         _step(client, n)
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     _step(client, 9)
     (one,) = _rounds(a_server, run, 1)
     assert one["step"] == 4
