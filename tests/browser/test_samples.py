@@ -47,9 +47,9 @@ def test_prompts_are_answered_as_the_run_trains(training: Lab) -> None:
     expect(save).to_be_disabled()
     expect(save).to_have_attribute("title", "Nothing is changed.")
     # By the keyboard alone.
-    samples.get_by_label("Prompt 1").fill(PROMPTS[0])
+    samples.get_by_label("Prompt 1", exact=True).fill(PROMPTS[0])
     samples.get_by_role("button", name="Add a prompt").press("Enter")
-    expect(samples.get_by_label("Prompt 2")).to_be_focused()
+    expect(samples.get_by_label("Prompt 2", exact=True)).to_be_focused()
     lab.page.keyboard.type(PROMPTS[1])
     samples.get_by_label("Most tokens of an answer").fill("40")
     every = samples.get_by_label("Every how many steps; empty: on request only")
@@ -69,7 +69,7 @@ def test_prompts_are_answered_as_the_run_trains(training: Lab) -> None:
     assert lab.is_busy()
     # What is shown is what was said, and the other panel agrees.
     other = _open(panels.nth(1))
-    expect(other.get_by_label("Prompt 2")).to_have_value(PROMPTS[1])
+    expect(other.get_by_label("Prompt 2", exact=True)).to_have_value(PROMPTS[1])
     expect(other.get_by_label("Every how many steps; empty: on request only")).to_have_value("20")
     known = {one["step"]: one["answers"] for one in _rounds(lab)}
     last = other.get_by_role("row").last.get_by_role("cell").all()
@@ -90,8 +90,8 @@ def test_a_paused_run_answers_on_a_click_and_text_is_only_text(training: Lab) ->
     now.click()
     expect(samples.get_by_role("alert")).to_contain_text("no prompts")
     wicked = "<img src=x onerror='window.wicked = true'><b>bold</b>"
-    samples.get_by_label("Prompt 1").fill(wicked)
-    samples.get_by_label("Prompt 1").press("Control+Enter")  # saves, and asks
+    samples.get_by_label("Prompt 1", exact=True).fill(wicked)
+    samples.get_by_label("Prompt 1", exact=True).press("Control+Enter")  # saves, and asks
     expect(samples.get_by_role("status")).to_contain_text("has answered")
     expect(samples.get_by_role("columnheader").nth(1)).to_have_text(wicked)
     assert samples.locator("b, img").count() == 0
@@ -103,15 +103,15 @@ def test_a_paused_run_answers_on_a_click_and_text_is_only_text(training: Lab) ->
         samples.get_by_role("button", name="Add a prompt").click()
     expect(samples.get_by_role("button", name="Add a prompt")).to_be_disabled()
     samples.get_by_role("button", name="Remove prompt 5").click()
-    expect(samples.get_by_label("Prompt 4")).to_be_focused()
+    expect(samples.get_by_label("Prompt 4", exact=True)).to_be_focused()
 
 
 def test_samples_of_a_branch_that_was_left_and_narrow_and_dark(training: Lab) -> None:
     lab = training
     samples = _open(lab.panel)
-    samples.get_by_label("Prompt 1").fill(PROMPTS[0])
+    samples.get_by_label("Prompt 1", exact=True).fill(PROMPTS[0])
     samples.get_by_role("button", name="Add a prompt").click()
-    samples.get_by_label("Prompt 2").fill(PROMPTS[1])
+    samples.get_by_label("Prompt 2", exact=True).fill(PROMPTS[1])
     samples.get_by_label("Most tokens of an answer").fill("120")
     samples.get_by_label("Every how many steps; empty: on request only").fill("10")
     samples.get_by_role("button", name="Save").click()

@@ -70,6 +70,7 @@ export class Answers {
     const cell = (text: string) =>
       h("th", { role: "columnheader", scope: "col", title: text }, h("div", {}, text));
     this.head.replaceChildren(cell("Step"), ...prompts.map(cell));
+    this.scroll.style.setProperty("--jt-prompts", String(prompts.length));
   }
 
   private forget(kept: ReadonlySet<number>): void {

@@ -15,16 +15,16 @@ export const SAMPLES_STYLE = `
 .jt-answers-box { max-height: 460px; overflow: auto;
   border: 1px solid var(--jp-border-color2, #ddd); border-radius: 4px; }
 .jt-panel .jt-answers { border-collapse: separate; border-spacing: 0; width: 100%; margin: 0;
-  font: inherit; table-layout: auto; }
+  font: inherit; table-layout: fixed; min-width: calc(110px + var(--jt-prompts) * 190px); }
 .jt-panel .jt-answers th, .jt-panel .jt-answers td { text-align: left; vertical-align: top;
-  padding: 6px 10px; white-space: normal; max-width: none; min-width: 170px;
+  padding: 6px 10px; white-space: normal; max-width: none;
   border-bottom: 1px solid var(--jp-border-color2, #ddd); overflow-wrap: anywhere; }
 .jt-panel .jt-answers tbody tr:last-child > * { border-bottom: 0; }
 .jt-panel .jt-answers thead th { position: sticky; top: 0; z-index: 1; font-weight: 600;
   background: var(--jp-layout-color2, #eee); }
 .jt-answers thead div { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3;
   overflow: hidden; }
-.jt-panel .jt-answers tr > :first-child { min-width: 64px; width: 64px; font-weight: 600;
+.jt-panel .jt-answers tr > :first-child { width: 110px; font-weight: 600;
   font-variant-numeric: tabular-nums; }
 .jt-panel .jt-answers tbody tr, .jt-panel .jt-answers tbody tr:hover {
   background: var(--jp-layout-color1, #fff); }
@@ -34,7 +34,7 @@ export const SAMPLES_STYLE = `
   -webkit-line-clamp: 6; overflow: hidden; }
 .jt-faint { color: var(--jp-ui-font-color2, #666); }
 .jt-answer > .jt-faint:first-child { opacity: 0.75; }
-.jt-left > td, .jt-left > th { color: var(--jp-ui-font-color2, #666); font-style: italic; }
+.jt-left > :not(.jt-grave) { color: var(--jp-ui-font-color2, #666); }
 .jt-panel .jt-link { background: none; border: 0; padding: 0; height: auto;
   color: var(--jp-content-link-color, #1976d2); }
 .jt-panel .jt-link:hover:enabled { background: none; text-decoration: underline; }
@@ -42,6 +42,7 @@ export const SAMPLES_STYLE = `
   .jt-answers thead { position: absolute; width: 1px; height: 1px; overflow: hidden;
     clip-path: inset(50%); }
   .jt-answers, .jt-answers tbody, .jt-answers tbody tr { display: block; }
+  .jt-panel .jt-answers { min-width: 0; }
   .jt-panel .jt-answers tbody tr > * { display: block; width: auto; min-width: 0; border: 0;
     padding: 4px 10px; }
   .jt-panel .jt-answers tbody tr + tr { border-top: 1px solid var(--jp-border-color2, #ddd); }
@@ -49,6 +50,6 @@ export const SAMPLES_STYLE = `
   .jt-answers tbody th::before { content: "Step "; }
   .jt-answers td[data-prompt]::before { content: attr(data-prompt); display: -webkit-box;
     -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
-    color: var(--jp-ui-font-color2, #666); font-size: 0.85em; font-style: normal; }
+    color: var(--jp-ui-font-color2, #666); font-size: 0.85em; }
 }
 `;
