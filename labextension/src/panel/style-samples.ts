@@ -33,7 +33,6 @@ export const SAMPLES_STYLE = `
 .jt-answer[data-folded="true"] { display: -webkit-box; -webkit-box-orient: vertical;
   -webkit-line-clamp: 6; overflow: hidden; }
 .jt-faint { color: var(--jp-ui-font-color2, #666); }
-.jt-answer > .jt-faint:first-child { opacity: 0.75; }
 .jt-left > :not(.jt-grave) { color: var(--jp-ui-font-color2, #666); }
 .jt-panel .jt-link { background: none; border: 0; padding: 0; height: auto;
   color: var(--jp-content-link-color, #1976d2); }
@@ -46,7 +45,8 @@ export const SAMPLES_STYLE = `
   .jt-panel .jt-answers tbody tr > * { display: block; width: auto; min-width: 0; border: 0;
     padding: 4px 10px; }
   .jt-panel .jt-answers tbody tr + tr { border-top: 1px solid var(--jp-border-color2, #ddd); }
-  .jt-panel .jt-answers tbody th { background: var(--jp-layout-color2, #eee); width: auto; }
+  .jt-panel .jt-answers tbody tr > :first-child { width: auto; }
+  .jt-panel .jt-answers tbody th { background: var(--jp-layout-color2, #eee); }
   .jt-answers tbody th::before { content: "Step "; }
   .jt-answers td[data-prompt]::before { content: attr(data-prompt); display: -webkit-box;
     -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
