@@ -75,7 +75,7 @@ def test_prompts_are_answered_as_the_run_trains(training: Lab) -> None:
     last = other.get_by_role("row").last.get_by_role("cell").all()
     for cell, answer in zip(last, known[steps[-1]], strict=True):
         text = cell.locator(".jt-answer").evaluate("cell => cell.textContent")
-        assert text.removesuffix(" ⋯") == (answer["text"] or "(nothing)")
+        assert text.removesuffix(" ⋯") == (answer["text"] if answer["text"].strip() else "(blank)")
     samples.scroll_into_view_if_needed()
     lab.screenshot("samples-light")
 

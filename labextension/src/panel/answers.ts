@@ -104,11 +104,12 @@ export class Answers {
   }
 
   private fill(cell: HTMLElement, answer: Answer, other: string | null, key: string): void {
-    const text = answer.text ?? "";
+    // Blank lines alone would be a hole in the table.
+    const text = answer.text?.trim() ? answer.text : "";
     const [same, rest] = parted(text, other);
     const repeated = h("span", { class: "jt-faint" });
     const said = h("div", { class: "jt-answer" }, repeated, rest);
-    if (text === "") said.append(h("span", { class: "jt-faint" }, "(nothing)"));
+    if (text === "") said.append(h("span", { class: "jt-faint" }, "(blank)"));
     if (answer.end === "length") said.append(cut(answer.tokens));
     cell.append(said);
     const folds = text.length > LONG || text.split("\n").length > TALL;
