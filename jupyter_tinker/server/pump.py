@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
+from itertools import chain
 from typing import Any, Protocol
 
 from ..wire import ops, sampling
@@ -238,7 +239,7 @@ class Pump:
             held[job.target.name] += job.samples
 
         now = time.monotonic()
-        urgent = any(not job.yields_until for job in [*self._held.values(), *self._line])
+        urgent = any(not job.yields_until for job in chain(self._held.values(), self._line))
 
         def fits(job: Job) -> bool:
             if urgent and job.yields_until > now:
