@@ -345,15 +345,22 @@ async def test_the_branch_of_a_rewound_run_is_told(stage: Stage) -> None:
     assert [(one["step"], one["branch"]) for one in await stage.rounds(2)] == [(2, 0), (2, 1)]
 
 
-async def test_copies_of_clients_are_neither_dropped_nor_counted_for_it(stage: Stage) -> None:
+async def test_a_copy_takes_no_place_of_those_that_clients_have(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await stage.ask(replace_every(HELLO, 1))
-    for number in range(3):  # as many as are kept
-        await stage.client.ask(ask("save_weights_for_sampler", sampling_session_seq_id=number))
-    for count in range(1, 4):
+    with held_up(monkeypatch):
         await stage.steps(1)
-        await stage.rounds(count)
-    await until(lambda: not stage.service.previews._going and len(stage.engine.loaded) == 3)
+        await until(lambda: bool(stage.copied))
+        for number in range(3):  # as many as are kept
+            await stage.client.ask(ask("save_weights_for_sampler", sampling_session_seq_id=number))
+        assert len(stage.engine.loaded) == 4
+    (one,) = await stage.rounds(1)
+    assert one["error"] is None
+    await until(lambda: len(stage.engine.loaded) == 3)
     assert sorted(stage.engine.loaded) == [f"{SESSION}:sample:{n}" for n in range(3)]
+    rows = await stage.service.sampling.samplers.of_session(SESSION)
+    assert [row.ended for row in rows] == [None] * 3
 
 
 @pytest.mark.parametrize(("patience", "first"), [(1000.0, ["client"]), (0.0, [])])

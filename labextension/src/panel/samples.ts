@@ -96,7 +96,7 @@ export class Samples implements Tab {
     const own = this.watched?.rounds.find((round) => round.id > asked && round.actor !== null);
     if (!own) return;
     this.asked = null;
-    this.tell(`Step ${own.step} has answered.`);
+    this.tell(`Step ${own.step} ${own.error ? "could not answer" : "has answered"}.`);
   }
 
   /** Show a setting as the server has it; one that is shown is left alone, and the focus in it. */
