@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from . import previews
 from .client import RequestFailed
 from .runs import Run
 
@@ -198,6 +199,30 @@ def _lr_find(
     return Answer(str(found), found)
 
 
+# Previews
+
+
+def _preview(find: Find, arguments: Sequence[str], *, every: int | None = None) -> Answer:
+    if not arguments:
+        raise Misuse
+    name, *prompts = arguments
+    run = find(name)
+    fields: dict[str, Any] = {"prompts": prompts} if prompts else {}
+    if every is not None:
+        setting = run.preview(**fields, every=every or None)
+        return Answer(f"{run.id} answers {_asked(setting)}")
+    if fields:
+        run.preview(**fields)
+    return Answer(previews.words(run.preview_now()))
+
+
+def _asked(setting: dict[str, Any]) -> str:
+    count = len(setting["prompts"])
+    prompts = f"{count or 'no'} prompt{'' if count == 1 else 's'}"
+    every = setting["every"]
+    return f"{prompts}, {'on request only' if every is None else f'every {_counted(every)}'}"
+
+
 # Guards
 
 
@@ -332,6 +357,19 @@ COMMANDS = {
                 "batches": "Of how many of its newest steps the data is used, 1 to 32. Default: 8.",
             },
             (("1e-6",), ("1", "1e-1")),
+        ),
+        Command(
+            "preview",
+            "preview RUN [PROMPT ...] [--every N]",
+            "Let a run answer prompts, now or while it trains.",
+            _preview,
+            """Up to five prompts. Without --every they are asked now, of the weights that the run
+    has, and the answers are printed; without a prompt, the ones that it was given last are.
+
+    With --every, the weights of every Nth step answer while the run trains; the panel shows them,
+    and Python has them as previews(). Its numbers do not depend on it.""",
+            ("preview latest 'Say hello.' --every 50", "preview latest"),
+            {"every": "Ask the weights of every Nth optimizer step; 0: on request only."},
         ),
         Command(
             "guard",

@@ -32,6 +32,15 @@ def words(event: dict[str, Any]) -> str:
             return f"a sweep over learning rates began on a copy{by}"
         case "lr_find_done":
             return f"the sweep over learning rates {_found(data)}"
+        case "preview_changed":
+            count = len(data.get("prompts", ()))
+            every = data.get("every")
+            often = "on request only" if every is None else f"every {every} steps"
+            return f"previews{by}: {_prompts(count)}, {often}"
+        case "preview_sampled":
+            answered = sum(answer["error"] is None for answer in data.get("answers", ()))
+            told = data.get("error") or f"{_prompts(answered)} answered"
+            return f"preview{by}: {told}"
         case "progress":
             return in_words(data)
         case "run_unloaded":
@@ -46,6 +55,10 @@ def _found(data: dict[str, Any]) -> str:
         return f"suggests {found['learning_rate']:.2g}"
     ended = {"done": "is done", "cancelled": "was cancelled"}.get(data["status"], "failed")
     return ended if data["status"] == "cancelled" else f"{ended}: {data.get('message')}"
+
+
+def _prompts(count: int) -> str:
+    return "1 prompt" if count == 1 else f"{count} prompts"
 
 
 def _by(event: dict[str, Any]) -> str:

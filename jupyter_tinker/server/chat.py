@@ -36,6 +36,11 @@ class Text:
         known = tokenizer.get_added_tokens_decoder()
         self.marks = frozenset(token for token, added in known.items() if added.special)
 
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._template is not None
+
     def encode(self, text: str) -> list[int]:
         """A prompt's tokens, with those that the tokenizer puts before every text."""
         return list(self._tokenizer.encode(text).ids)

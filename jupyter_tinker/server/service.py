@@ -31,6 +31,8 @@ from .journal import Journal
 from .keys import Keys
 from .lives import Copier, Lives
 from .lr_finder import LrFinder
+from .preview_store import PreviewStore
+from .previews import Previews
 from .progress import Tasks
 from .registry import Registry
 from .retention import Retention
@@ -166,6 +168,15 @@ class TinkerService:
             saving=self.saving,
             log=log,
         )
+        self.previews = Previews(
+            store=PreviewStore(database, self._backlog, self.events),
+            supervisor=supervisor,
+            registry=self.registry,
+            revival=self._revival,
+            sampling=self.sampling,
+            spawn=self._spawn,
+            log=log,
+        )
         self.trainer = Trainer(
             supervisor=supervisor,
             journal=self.journal,
@@ -177,6 +188,7 @@ class TinkerService:
             snapshots=self.snapshots,
             turns=turns,
             stepped=self.steering.stepped,
+            preview=self.previews.stepped,
             log=log,
         )
         self.registry.trainer = self.trainer

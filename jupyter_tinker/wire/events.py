@@ -23,6 +23,8 @@ Kind = Literal[
     "history_trimmed",
     "lr_find_started",
     "lr_find_done",
+    "preview_changed",
+    "preview_sampled",
     "engine_started",
     "engine_died",
 ]

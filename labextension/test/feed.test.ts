@@ -39,6 +39,10 @@ class FakeServer implements Transport {
     return {} as T;
   }
 
+  async put<T>(): Promise<T> {
+    return {} as T;
+  }
+
   follow(after: number, listener: StreamListener): () => void {
     this.after = after;
     this.listener = listener;

@@ -90,6 +90,10 @@ class Stage implements Transport {
     throw new Error("nothing is changed");
   }
 
+  put<T>(): Promise<T> {
+    throw new Error("nothing is changed");
+  }
+
   delete<T>(): Promise<T> {
     throw new Error("nothing is changed");
   }

@@ -17,6 +17,7 @@ from tornado import httpserver, netutil, web
 from tornado.iostream import StreamClosedError
 
 from jupyter_tinker.wire.controls import Controls, parse_change
+from jupyter_tinker.wire.previews import Preview, parse_preview
 from jupyter_tinker.wire.tinker import BadRequest
 
 KEY = "tml-key-of-the-stub"
@@ -36,11 +37,29 @@ class StubRun:
     found: list[dict[str, Any]] = field(default_factory=list)  # what its sweep is to come to
     session_tags: list[str] = field(default_factory=list)
     batches: list[dict[str, Any]] = field(default_factory=list)  # whole, newest first
+    preview: Preview = field(default_factory=Preview)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def step(self, number: int, **columns: Any) -> None:
         row = {"loss_mean": 2.0, "learning_rate": 1e-4, "learning_rate_requested": 1e-4}
         identity = {"id": 10 + len(self.steps), "run_id": self.id, "step": number, "branch": 0}
         self.steps.append({**identity, **row, **columns})
+
+    def answer(self, step: int, actor: str | None = None, branch: int = 0, **data: Any) -> None:
+        """As if a preview had come to its end."""
+        answers = [
+            {
+                "prompt": prompt,
+                "text": f"{prompt} {step}",
+                "tokens": 2,
+                "end": "stop",
+                "error": None,
+            }
+            for prompt in self.preview.prompts
+        ]
+        head = {"id": 100 + len(self.rounds), "time": 1_700_000_000.0, "step": step}
+        what = {"actor": actor, "branch": branch, "answers": answers, "error": None, "skipped": 0}
+        self.rounds.append({**head, **what, **data})
 
     def json(self) -> dict[str, Any]:
         return {
@@ -318,6 +337,34 @@ class _LrFind(_Handler):
         self.finish(run.sweep)
 
 
+class _Preview(_Handler):
+    def get(self, run_id: str) -> None:
+        run = self.of(run_id)
+        who = {"changed_at": None, "changed_by": None, "sampling": None}
+        self.finish({**run.preview.model_dump(), **who})
+
+    def put(self, run_id: str) -> None:
+        try:
+            self.of(run_id).preview = parse_preview(self.request.body)
+        except BadRequest as error:
+            return self.refuse(400, str(error))
+        self.get(run_id)
+
+    def post(self, run_id: str) -> None:
+        run = self.of(run_id)
+        if not run.preview.prompts:
+            return self.refuse(400, "This run has no prompts to answer; set some first.")
+        run.answer(run.steps[-1]["step"], actor="ada")
+        self.get(run_id)
+
+
+class _Previews(_Handler):
+    def get(self, run_id: str) -> None:
+        after = int(self.get_query_argument("after", "0"))
+        found = [one for one in self.of(run_id).rounds if one["id"] > after]
+        self.finish({"previews": found[: self.stub.page]})
+
+
 class _Events(_Handler):
     def tell(self, task: int, told: dict[str, Any] | None) -> None:
         data = {"task": task, "over": told is None, **(told or {})}
@@ -368,6 +415,8 @@ _ROUTES: list[Any] = [
     (f"{_RUN}/rewind", _Rewind),
     (f"{_RUN}/fork", _Fork),
     (f"{_RUN}/lr_find", _LrFind),
+    (f"{_RUN}/preview", _Preview),
+    (f"{_RUN}/previews", _Previews),
     ("/tinker/events", _Events),
     ("/tinker/keys", _Keys),
     ("/tinker/keys/([^/]+)", _Key),

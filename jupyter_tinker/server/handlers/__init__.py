@@ -14,6 +14,7 @@ from . import (
     keys,
     lr_find,
     openai,
+    previews,
     runs,
     sampling,
     sessions,
@@ -34,6 +35,7 @@ _API = [
 _OURS = [
     *runs.HANDLERS,
     *batches.HANDLERS,
+    *previews.HANDLERS,
     *lr_find.HANDLERS,
     *events.HANDLERS,
     *keys.HANDLERS,

@@ -12,6 +12,7 @@ import { Notices } from "./notices.js";
 import { type Choice, Picker } from "./picker.js";
 import { ProgressBar } from "./progress.js";
 import { Readouts } from "./readouts.js";
+import { Samples } from "./samples.js";
 import { Steering } from "./steering.js";
 import { STYLE } from "./style.js";
 import { Tabs } from "./tabs.js";
@@ -83,6 +84,7 @@ class View implements Panel {
     this.tabs = new Tabs([
       new Happenings(),
       new Tokens(),
+      new Samples(() => this.feed.transport),
       new Finder({ transport: () => this.feed.transport, change: this.actions.change }),
     ]);
     this.unsubscribe = this.feed.subscribe(() => this.update());

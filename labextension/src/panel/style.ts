@@ -3,6 +3,7 @@
 import { FINDER_STYLE } from "./finder_style.js";
 import { FORM_STYLE } from "./form_style.js";
 import { PROGRESS_STYLE } from "./progress_style.js";
+import { SAMPLES_STYLE } from "./samples_style.js";
 import { RUN_STYLE } from "./theme.js";
 import { TOKENS_STYLE } from "./tokens_style.js";
 
@@ -94,6 +95,6 @@ const NARROW = `
 }
 `;
 
-const TABS = [TOKENS_STYLE, FINDER_STYLE];
+const TABS = [TOKENS_STYLE, SAMPLES_STYLE, FINDER_STYLE];
 
 export const STYLE = [RUN_STYLE, FRAME, PROGRESS_STYLE, FORM_STYLE, ...TABS, NARROW].join("");

@@ -24,6 +24,7 @@ export interface StreamListener {
 export interface Transport {
   get<T>(path: string): Promise<T>;
   post<T>(path: string, body: unknown): Promise<T>;
+  put<T>(path: string, body: unknown): Promise<T>;
   delete<T>(path: string): Promise<T>;
   /** Events behind `after`, each once, until the function that is returned is called. */
   follow(after: number, listener: StreamListener): () => void;
@@ -32,7 +33,7 @@ export interface Transport {
 const KINDS = [
   "step run_created run_ended run_unloaded run_revived control_changed paused resumed rewound",
   "forked guard checkpoint_saved history_trimmed lr_find_started lr_find_done",
-  "engine_started engine_died",
+  "preview_changed preview_sampled engine_started engine_died",
 ].flatMap((line) => line.split(" "));
 
 const FIRST_PAUSE = 500;
@@ -59,8 +60,16 @@ export class ServerTransport implements Transport {
   }
 
   async post<T>(path: string, body: unknown): Promise<T> {
+    return this.send<T>("POST", path, body);
+  }
+
+  async put<T>(path: string, body: unknown): Promise<T> {
+    return this.send<T>("PUT", path, body);
+  }
+
+  private async send<T>(method: string, path: string, body: unknown): Promise<T> {
     const headers = { "Content-Type": "application/json", ...xsrf() };
-    return this.ask<T>(path, { method: "POST", headers, body: JSON.stringify(body) });
+    return this.ask<T>(path, { method, headers, body: JSON.stringify(body) });
   }
 
   async delete<T>(path: string): Promise<T> {

@@ -120,6 +120,13 @@ export function label(event: TinkerEvent): string {
   }
 }
 
+function asked(setting: Values): string {
+  const count = (setting.prompts as string[]).length;
+  const prompts = count === 1 ? "1 prompt" : `${count} prompts`;
+  const every = setting.every;
+  return `samples of ${prompts} ${every === null ? "on request only" : `every ${every} steps`}`;
+}
+
 /** A sentence for the list of messages; empty for what needs none. */
 export function sentence(event: TinkerEvent): string {
   const data = event.data as Values;
@@ -140,6 +147,8 @@ export function sentence(event: TinkerEvent): string {
       return `${at}resumed${by}`;
     case "forked":
       return `${at}forked${by}: ${data.path}`;
+    case "preview_changed":
+      return `${at}${asked(data)}${by}`;
     case "run_revived":
       return `${at}brought back in ${duration(Number(data.seconds))}`;
     case "run_ended":
