@@ -62,6 +62,7 @@ class Stub:
         self.asked: list[tuple[str, str, Any]] = []
         self.answers: list[tuple[int, bytes, dict[str, str]]] = []  # instead of the usual ones
         self.page = 1000
+        self.identity = "the-stub"
         self.keys: dict[str, float | None] = {}  # name -> when it was revoked
         self.watchers: set[_Events] = set()
         self.loop = asyncio.new_event_loop()
@@ -177,7 +178,8 @@ class _Handler(web.RequestHandler):
 
 class _Status(_Handler):
     def get(self) -> None:
-        self.finish({"engine": "stopped", "busy_seconds": 0.0, "status": None})
+        engine = {"engine": "stopped", "busy_seconds": 0.0, "status": None}
+        self.finish({"server_id": self.stub.identity, **engine})
 
 
 class _Runs(_Handler):

@@ -87,6 +87,7 @@ class StatusHandler(TinkerHandler):
         status = supervisor.status
         self.reply(
             {
+                "server_id": self.service.identity,
                 "engine": state,
                 "busy_seconds": supervisor.busy_seconds,
                 "status": None if status is None else asdict(status),
