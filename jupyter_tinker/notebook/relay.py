@@ -30,6 +30,7 @@ _ASKED = {
 }
 _PATH = re.compile(r"[\w.~:%/-]+(\?[\w.~:%=&-]*)?", re.ASCII)
 _LARGEST_BODY = 2**16
+_PATIENCE = 30.0  # seconds, for what changes nothing
 _MOST_QUESTIONS = 16  # at a time
 # A page of the server's own size would be some megabytes in one message.
 _PAGE = 2000
@@ -125,8 +126,8 @@ class Relay:
         if not allowed(method, path) or len(json.dumps(posted)) > _LARGEST_BODY:
             return 403, _refusal(f"A panel does not ask for {method} {path[:100]} by the kernel.")
         try:
-            patience = {} if posted is None else {"timeout": LONG}
-            with self._find().open(_bounded(path), posted, **patience) as answer:
+            patience = _PATIENCE if posted is None else LONG
+            with self._find().open(_bounded(path), posted, timeout=patience) as answer:
                 return answer.status, answer.read()
         except RequestFailed as error:
             return error.status, _refusal(str(error))

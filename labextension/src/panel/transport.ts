@@ -15,8 +15,8 @@ export class RequestFailed extends Error {
 
 export interface StreamListener {
   onEvent(event: TinkerEvent): void;
-  /** Called when the connection is there, and when it is lost. */
-  onState(connected: boolean): void;
+  /** Called when the connection is there, and when it is lost, for a reason that may be known. */
+  onState(connected: boolean, problem?: string | null): void;
 }
 
 export interface Transport {
@@ -43,7 +43,7 @@ export class ServerTransport implements Transport {
   /** `baseUrl` is Jupyter's, with a slash at its end. */
   constructor(
     private readonly baseUrl: string,
-    private readonly Source: typeof EventSource = EventSource,
+    private readonly Source: typeof EventSource = globalThis.EventSource,
   ) {}
 
   get url(): string {
