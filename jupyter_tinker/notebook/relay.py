@@ -25,7 +25,7 @@ Send = Callable[[Message, list[bytes]], None]
 
 # What may be asked: our own routes that tell of runs, and those that steer one.
 _ASKED = {
-    "GET": re.compile(r"status|runs(/[^/]+(/[a-z0-9_]+)*)?"),
+    "GET": re.compile(r"status|runs(/[^/]+(/[a-z0-9_-]+)*)?"),
     "POST": re.compile(r"runs/[^/]+/(controls|rewind|fork)"),
 }
 _PATH = re.compile(r"[\w.~:%/-]+(\?[\w.~:%=&-]*)?", re.ASCII)
@@ -122,12 +122,13 @@ class Relay:
 
     def _asked(self, method: str, path: str, body: Any) -> tuple[int | None, bytes]:
         """HTTP's status and the JSON of an answer; without a status there was none."""
-        posted = body if method == "POST" and isinstance(body, dict) else None
-        if not allowed(method, path) or len(json.dumps(posted)) > _LARGEST_BODY:
+        sent = body if method != "GET" and isinstance(body, dict) else None
+        if not allowed(method, path) or len(json.dumps(sent)) > _LARGEST_BODY:
             return 403, _refusal(f"A panel does not ask for {method} {path[:100]} by the kernel.")
         try:
-            patience = _PATIENCE if posted is None else LONG
-            with self._find().open(_bounded(path), posted, timeout=patience) as answer:
+            patience = _PATIENCE if method == "GET" else LONG
+            client, where = self._find(), _bounded(path)
+            with client.open(where, sent, method=method, timeout=patience) as answer:
                 return answer.status, answer.read()
         except RequestFailed as error:
             return error.status, _refusal(str(error))

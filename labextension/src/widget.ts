@@ -36,6 +36,7 @@ class Widget {
     null;
   private searches = 0;
   private why = "";
+  private gone = false;
   private readonly select = () => this.selected();
   private readonly search = () => void this.begin();
   private readonly living = () => this.checkKernel();
@@ -111,10 +112,15 @@ class Widget {
     say(this.note, waiting ? this.why + busy : this.why);
   }
 
+  /** Watching and steering go on without the kernel, unless they go through it. */
   private checkKernel(): void {
-    if (this.element.closest(DISCONNECTED) === null) return;
-    say(this.note, GONE);
-    this.mounted?.transport?.end(GONE);
+    const gone = this.element.closest(DISCONNECTED) !== null;
+    if (gone === this.gone) return;
+    this.gone = gone;
+    const transport = this.mounted?.transport;
+    if (!gone && transport) void this.begin();
+    say(this.note, gone ? GONE : this.why);
+    if (gone) transport?.end(GONE);
   }
 }
 
