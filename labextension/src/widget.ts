@@ -15,14 +15,20 @@ interface Model {
   on(event: string, listener: (...brought: any[]) => void): void;
   // biome-ignore lint/suspicious/noExplicitAny: as above
   off(event: string, listener: (...brought: any[]) => void): void;
+  widget_manager?: { kernel?: Kernel | null };
 }
+
+/** JupyterLab's, as far as it is needed here; other pages may have none. */
+interface Kernel {
+  statusChanged?: { connect(told: KernelStatus): void; disconnect(told: KernelStatus): void };
+}
+type KernelStatus = (kernel: unknown, status: string) => void;
 
 /** What the kernel is told at most so often. */
 const SAVE_EVERY = 250;
 const GONE =
   "The kernel was restarted or has ended. Run the panel's cell again to use it from Python.";
-// ipywidgets' mark of a widget whose kernel is gone.
-const DISCONNECTED = ".jupyter-widgets-disconnected";
+const LOST = new Set(["restarting", "autorestarting", "terminating", "dead"]);
 
 function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
   const widget = new Widget(model, el);
@@ -36,10 +42,12 @@ class Widget {
     null;
   private searches = 0;
   private why = "";
-  private gone = false;
   private readonly select = () => this.selected();
   private readonly search = () => void this.begin();
-  private readonly living = () => this.checkKernel();
+  private readonly living: KernelStatus = (_, status) => {
+    if (LOST.has(status)) this.lose();
+  };
+  private readonly kernel: Kernel | null;
 
   constructor(
     private readonly model: Model,
@@ -48,7 +56,8 @@ class Widget {
     element.append(this.note);
     model.on("change:run", this.select);
     model.on("change:server_id", this.search);
-    model.on("comm_live_update", this.living);
+    this.kernel = model.widget_manager?.kernel ?? null;
+    this.kernel?.statusChanged?.connect(this.living);
     void this.begin();
   }
 
@@ -56,7 +65,7 @@ class Widget {
     this.searches += 1;
     this.model.off("change:run", this.select);
     this.model.off("change:server_id", this.search);
-    this.model.off("comm_live_update", this.living);
+    this.kernel?.statusChanged?.disconnect(this.living);
     this.unmount();
     this.note.remove();
   }
@@ -90,7 +99,6 @@ class Widget {
     });
     this.mounted = { panel, mirror, transport };
     if (transport) transport.onWaiting = (waiting) => this.waits(waiting);
-    this.checkKernel();
   }
 
   private unmount(): void {
@@ -113,14 +121,10 @@ class Widget {
   }
 
   /** Watching and steering go on without the kernel, unless they go through it. */
-  private checkKernel(): void {
-    const gone = this.element.closest(DISCONNECTED) !== null;
-    if (gone === this.gone) return;
-    this.gone = gone;
-    const transport = this.mounted?.transport;
-    if (!gone && transport) void this.begin();
-    say(this.note, gone ? GONE : this.why);
-    if (gone) transport?.end(GONE);
+  private lose(): void {
+    this.why = GONE;
+    say(this.note, GONE);
+    this.mounted?.transport?.end(GONE);
   }
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
 
 from tests.browser.lab import CONFIG, LAB, Lab, chromium, prepare
 from tests.servers import Server, start_server
@@ -22,6 +22,7 @@ OLDER_IPYKERNEL = "7.2.0"
 
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Playwright]:
+    expect.set_options(timeout=60_000)  # a machine that has other things to do takes its time
     with sync_playwright() as started:
         yield started
 
@@ -84,7 +85,7 @@ def older_kernel(lab_server: Server, tmp_path_factory: pytest.TempPathFactory) -
 def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     """Its last look is kept in the folder that TINKER_SCREENSHOTS names, if it does."""
     context = browser.new_context(viewport={"width": 1300, "height": 1150})
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(150_000)
     page = context.new_page()
     yield page
     if folder := os.environ.get("TINKER_SCREENSHOTS"):

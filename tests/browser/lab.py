@@ -201,9 +201,10 @@ class Lab:
         return int(text) if text.isdecimal() else 0
 
     def is_busy(self) -> bool:
-        """Whether the kernel runs a cell."""
-        status = f"{_CURRENT}.sessionContext.session.kernel.status"
-        return bool(self.page.evaluate(status) == "busy")
+        """Whether the kernel runs a cell. (What it says of itself is "idle" after each message of
+        a widget that it heard meanwhile.)"""
+        prompts = self.page.locator(".jp-Notebook .jp-InputPrompt").all_inner_texts()
+        return any("*" in prompt for prompt in prompts)
 
     def runs(self) -> list[str]:
         """The server's runs, the newest first."""

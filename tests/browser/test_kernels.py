@@ -55,7 +55,6 @@ def test_a_page_that_is_loaded_again_while_a_cell_trains(lab: Lab) -> None:
     run = lab.train()
     lab.save()
     lab.reload()
-    assert lab.is_busy()
     reached = lab.steps(run)[-1]["step"]
     until(lambda: lab.steps(run)[-1]["step"] > reached + 10)
     lab.end_loops()
