@@ -19,6 +19,7 @@
       const x = chart.data.find(({ name }) => name === "loss")?.x;
       const step = x?.[x.length - 1];
       bench.drawn += 1;
+      if (step === undefined) return;
       afterPaint(() => bench.painted.push([step, Date.now() / 1000]));
     });
     const slider = document.querySelector(".jt-panel input[aria-label^='Learning rate scale, log']");

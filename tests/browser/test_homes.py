@@ -45,9 +45,7 @@ def test_notebook_7(page: Page, start_lab: Callable[..., Server]) -> None:
     lab = Lab(page, server, app=NOTEBOOK)
     run = lab.train()
     assert lab.is_busy()
-    lab.slider.focus()
-    for _ in range(30):
-        lab.page.keyboard.press("ArrowRight")
+    lab.slide("ArrowRight", 30)
     until(lambda: [s for s in lab.steps(run) if s["learning_rate"] > 1.99e-3])
     before = lab.drawn_steps()[-1]
     until(lambda: lab.drawn_steps()[-1] > before + 5)

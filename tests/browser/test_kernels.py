@@ -22,9 +22,7 @@ def test_the_first_touch_of_a_busy_kernel_is_heard(
     expect(lab.output(0)).to_contain_text("7.2.0" if kernel == "older" else ".")
     assert (lab.output(0).inner_text().strip() == "7.2.0") == (kernel == "older")
     assert lab.is_busy()
-    lab.slider.focus()
-    for _ in range(30):
-        lab.page.keyboard.press("ArrowLeft")
+    lab.slide("ArrowLeft", 30)
     changed = until(lambda: [s for s in lab.steps(run) if s["learning_rate"] < 0.51e-3])
     assert changed[-1]["learning_rate_requested"] == 1e-3
     before = lab.drawn_steps()[-1]

@@ -65,7 +65,8 @@ const clippedMarks = (theme: Theme) => ({
   ...SILENT,
   yaxis: "y2",
   mode: "markers",
-  marker: { color: theme.warn, size: 5, symbol: "x-thin-open" },
+  // Each is an element of the page.
+  marker: { color: theme.warn, size: 5, symbol: "x-thin-open", maxdisplayed: 120 },
 });
 
 // A line of two pixels shows no more than that.
