@@ -6,7 +6,7 @@ import json
 import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from typing import Any, NamedTuple
 
 from .client import Client, RequestFailed
@@ -76,14 +76,22 @@ def _over(told: dict[str, Any]) -> dict[str, Any]:
 
 def _connection(client: Client, path: str, last: int | None) -> Iterator[Frame]:
     """The frames of one connection; the first, for being connected, is empty."""
+    with open_stream(client, path, last) as answer:
+        yield Frame(None, "")
+        yield from parse(answer)
+
+
+def open_stream(client: Client, path: str, last: int | None) -> HTTPResponse:
+    """A stream of events behind `last`, or from now on; `parse` reads it. Raises
+    `RequestFailed`."""
     headers = {"Accept": "text/event-stream"}
     if last is not None:
         headers["Last-Event-ID"] = str(last)
-    with client.open(path, headers=headers, timeout=_SILENCE) as answer:
-        if answer.headers.get_content_type() != "text/event-stream":
-            raise RequestFailed(f"{client.url}/events is no stream of events.", answer.status)
-        yield Frame(None, "")
-        yield from parse(answer)
+    answer = client.open(path, headers=headers, timeout=_SILENCE)
+    if answer.headers.get_content_type() != "text/event-stream":
+        answer.close()
+        raise RequestFailed(f"{client.url}/events is no stream of events.", answer.status)
+    return answer
 
 
 class Frame(NamedTuple):

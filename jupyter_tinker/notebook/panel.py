@@ -1,11 +1,13 @@
 """The panel: a widget that shows a run while it trains, and steers it.
 
 It talks from the browser to the Jupyter server, so it works while the kernel is busy. The kernel's
-part is only its traits: what the panel shows, mirrored, and a way to steer from Python.
+part is its traits: what the panel shows, mirrored, and a way to steer from Python; and, where the
+browser cannot reach that server, a relay.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +19,12 @@ from traitlets import Bool, Float, Int, TraitError, Unicode, validate
 from .client import Client, RequestFailed, run_path
 from .connection import ConnectionFailed, connect, find
 from .kernel import kernel_id, tag_of, tag_sessions
+from .relay import Relay
 from .runs import all_runs, resolve
 
 _ESM = Path(__file__).parent / "static" / "panel.js"
+# A server that is there answers in milliseconds; a cell waits for one that is not.
+_PATIENCE = 3.0
 
 
 class Panel(anywidget.AnyWidget):
@@ -56,7 +61,10 @@ class Panel(anywidget.AnyWidget):
     state = Unicode("", help="What that run does: see `Run.state`.").tag(sync=True)
     step = Int(0, help="Its newest optimizer step.").tag(sync=True)
     loss = Float(None, allow_none=True, help="Of that step, per unit of weight.").tag(sync=True)
-    server_url = Unicode("", help="The server that the kernel talks to.").tag(sync=True)
+    server_url = Unicode("", help="The server that has the runs.").tag(sync=True)
+    server_id = Unicode("", help="By what a page knows whether it comes from that one.").tag(
+        sync=True
+    )
     kernel_id = Unicode("", help="The kernel whose runs go first, where none is chosen.").tag(
         sync=True
     )
@@ -68,13 +76,20 @@ class Panel(anywidget.AnyWidget):
                 "Run `make panel` in its repository (needs Node.js)."
             )
         self._mirrored = True  # traits are told, and not asked for
-        self._client: Client | None = None
+        self._client = _found()
         if run is not None:
             self._client = connect()
             run = resolve(self._client, run).id
         tag_sessions()
-        super().__init__(run=run, server_url=_url(), kernel_id=kernel_id(), **traits)
+        super().__init__(run=run, kernel_id=kernel_id(), **_server(self._client), **traits)
         self._mirrored = False
+        self._relay = Relay(self._connected, self.send, _when_idle())
+        self.on_msg(lambda _, message, __: self._relay.hear(message))
+
+    def close(self) -> None:
+        """Take the panel away, wherever it is shown."""
+        self._relay.close()
+        super().close()
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """What the browser says of the run; it is not sent to the server again."""
@@ -117,15 +132,40 @@ class Panel(anywidget.AnyWidget):
 
     def _asked(self, question: Any) -> Any:
         try:
-            if self._client is None:
-                self._client = connect()
-            return question(self._client)
+            return question(self._connected())
         except RequestFailed as error:
             raise TraitError(str(error)) from None
 
+    def _connected(self) -> Client:
+        """The panel's server, which stays the same. Raises `RequestFailed`."""
+        if self._client is None:
+            self._client = connect()
+            self.set_trait("server_url", self._client.url)
+            self.set_trait("server_id", _server(self._client)["server_id"])
+        return self._client
 
-def _url() -> str:
+
+def _found() -> Client | None:
     try:
-        return find().url
+        return find()
     except ConnectionFailed:
-        return ""
+        return None
+
+
+def _server(client: Client | None) -> dict[str, str]:
+    """What a page must know of a server to find out whether it comes from it."""
+    if client is None:
+        return {"server_url": "", "server_id": ""}
+    try:
+        known = str(client.get("status", timeout=_PATIENCE).get("server_id", ""))
+    except RequestFailed:
+        known = ""  # asked through the kernel, then
+    return {"server_url": client.url, "server_id": known}
+
+
+def _when_idle() -> Any:
+    """Calls back in the thread that runs cells, while it runs none; None outside of a kernel."""
+    try:
+        return asyncio.get_running_loop().call_soon_threadsafe
+    except RuntimeError:
+        return None

@@ -27,6 +27,7 @@ from .database import Database
 from .events import EventLimits, Events
 from .futures import Futures, Request, new_id
 from .history import History
+from .identity import identity
 from .journal import Journal
 from .keys import Keys
 from .lives import Copier, Lives
@@ -102,6 +103,7 @@ class TinkerService:
         self._backlog = Backlog(database)
         self.futures = Futures(self.journal, self._backlog)
         self.signer = Signer()
+        self.identity = identity(state_dir)
         self._custom_losses = CustomLosses(database, supervisor, self.futures, log)
         self._database = database
         self._limits = limits

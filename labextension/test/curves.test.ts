@@ -111,7 +111,7 @@ describe("Series", () => {
     for (const id of [1, 2, 3, 4]) series.add(step(id));
     series.add(step(5, { step: 3, branch: 1 }));
     const { live, left } = series.split(lineage([{ number: 1, parent: 0, step: 2 }]));
-    expect(live).toEqual([0, 1, 4]);
+    expect([...live]).toEqual([0, 1, 4]);
     expect([...left]).toEqual([[0, [2, 3]]]);
   });
 

@@ -9,24 +9,13 @@ from tests.browser.lab import PANEL, Lab, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-
-def _train(lab: Lab, *panels: str) -> str:
-    """Run a panel, or several, and a loop below; the id of its run once they show it."""
-    before = len(lab.runs())
-    lab.open(*(panels or (PANEL,)), lab.loop())
-    lab.run_all()
-    until(lambda: len(lab.runs()) > before)
-    run = lab.runs()[0]
-    until(lambda: len(lab.steps(run)) >= 5 and lab.panel.count())
-    until(lambda: 5 <= lab.step <= lab.steps(run)[-1]["step"])
-    return run
+_train = Lab.train
 
 
 def test_the_slider_steers_a_busy_cell_and_the_curves_follow(lab: Lab) -> None:
     run = _train(lab)
     assert lab.is_busy()
-    slider = lab.panel.get_by_label("Learning rate scale, logarithmic, from 0.01 to 100")
-    slider.focus()
+    lab.slider.focus()
     for _ in range(30):
         lab.page.keyboard.press("ArrowRight")
     changed = until(lambda: [s for s in lab.steps(run) if s["learning_rate"] > 1.99e-3])

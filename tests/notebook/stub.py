@@ -87,6 +87,7 @@ class Stub:
         self.answers: list[tuple[int, bytes, dict[str, str]]] = []  # instead of the usual ones
         self.page = 1000
         self.progress: dict[int, dict[str, Any]] = {}  # what takes long, by the task's number
+        self.identity = "the-stub"
         self.keys: dict[str, float | None] = {}  # name -> when it was revoked
         self.watchers: set[_Events] = set()
         self.loop = asyncio.new_event_loop()
@@ -205,7 +206,7 @@ class _Status(_Handler):
         tasks = self.stub.progress.items()
         progress = [{"task": n, "run_id": None, "since": 1.7e9, **told} for n, told in tasks]
         status = {"engine": "stopped", "busy_seconds": 0.0, "status": None}
-        self.finish({**status, "progress": progress})
+        self.finish({"server_id": self.stub.identity, **status, "progress": progress})
 
 
 class _Runs(_Handler):

@@ -92,6 +92,7 @@ class StatusHandler(TinkerHandler):
         status = supervisor.status
         self.reply(
             {
+                "server_id": self.service.identity,
                 "engine": state,
                 "busy_seconds": supervisor.busy_seconds,
                 "progress": self.service.progress.to_json(),

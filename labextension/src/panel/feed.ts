@@ -87,7 +87,7 @@ export class Feed {
     const newest = Math.max(0, ...this.runs.map((run) => run.last_step?.id ?? 0));
     this.stop = this.transport.follow(newest, {
       onEvent: (event) => this.heard(event),
-      onState: (connected) => this.state(connected),
+      onState: (connected, problem) => this.state(connected, problem),
       onProgress: (task, state) => this.progressed(task, state),
     });
     for (const watched of this.watched.values()) this.load(watched);
@@ -129,11 +129,11 @@ export class Feed {
     this.changed();
   }
 
-  private state(connected: boolean): void {
+  private state(connected: boolean, problem?: string | null): void {
     this.tasks.clear(); // a new connection tells of all that goes on
     const again = connected && this.connection === "reconnecting";
     this.connection = connected ? "live" : "reconnecting";
-    this.problem = connected ? null : "The server does not answer; trying again.";
+    this.problem = connected ? null : problem || "The server does not answer; trying again.";
     if (again) {
       this.refreshRuns().catch(() => {});
       this.refreshStates();

@@ -1,6 +1,6 @@
 // Runs as Plotly's traces: what is drawn of them, and how.
 
-import { decimate } from "./decimate.js";
+import { Columns } from "./decimate.js";
 import { title } from "./picker.js";
 import type { Column, Series } from "./series.js";
 import { smooth } from "./smooth.js";
@@ -74,31 +74,43 @@ const clippedMarks = (theme: Theme) => ({
   ...SILENT,
   yaxis: "y2",
   mode: "markers",
-  marker: { color: theme.warn, size: 5, symbol: "x-thin-open" },
+  // Each is an element of the page.
+  marker: { color: theme.warn, size: 5, symbol: "x-thin-open", maxdisplayed: 120 },
 });
+
+// A line of two pixels shows no more than that.
+const PIXELS = 2;
 
 /** Columns over some of a run's steps, thinned out to what the view can show. */
 class Curve {
   private readonly steps: Float64Array;
-  private readonly from: number;
-  private readonly to: number;
+  private readonly columns: Columns;
 
   constructor(
     private readonly series: Series,
-    private readonly rows: number[],
-    private readonly view: View,
+    private readonly rows: ArrayLike<number>,
+    view: View,
   ) {
-    const step = series.column("step");
-    this.steps = Float64Array.from(rows, (row) => step[row]!);
-    [this.from, this.to] = view.range ?? extent(this.steps);
+    this.steps = this.all("step");
+    const [from, to] = view.range ?? extent(this.steps);
+    this.columns = new Columns(this.steps, from, to, view.width / PIXELS);
   }
 
-  of(column: Column, smoothing = 0, map = (value: number) => value) {
-    const all = this.series.column(column);
-    let values = Float64Array.from(this.rows, (row) => map(all[row]!));
-    if (smoothing > 0) values = smooth(values, smoothing) as typeof values;
-    const kept = decimate(this.steps, values, this.from, this.to, this.view.width);
-    return this.points(kept, (index) => values[index]!);
+  of(column: Column, smoothing = 0, map?: (value: number) => number) {
+    let values = this.all(column);
+    if (map) values = values.map(map);
+    if (smoothing > 0) values = smooth(values, smoothing);
+    return this.points(this.columns.keep(values), (index) => values[index]!);
+  }
+
+  /** A column at all of the steps. */
+  private all(column: Column): Float64Array {
+    const whole = this.series.column(column);
+    const { length } = this.rows;
+    if (length === whole.length) return whole;
+    const own = new Float64Array(length);
+    for (let i = 0; i < length; i++) own[i] = whole[this.rows[i]!]!;
+    return own;
   }
 
   /** Those of the steps that are drawn whose gradients were clipped. */

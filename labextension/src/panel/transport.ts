@@ -15,8 +15,8 @@ export class RequestFailed extends Error {
 
 export interface StreamListener {
   onEvent(event: TinkerEvent): void;
-  /** Called when the connection is there, and when it is lost. */
-  onState(connected: boolean): void;
+  /** Called when the connection is there, and when it is lost, for a reason that may be known. */
+  onState(connected: boolean, problem?: string | null): void;
   /** Called with the newest state of what takes long, and with null once a task is over. */
   onProgress?(task: number, state: Task | null): void;
 }
@@ -44,11 +44,22 @@ const PATIENCE = 15_000;
 const TICK = 5_000;
 const ASLEEP = 90_000; // longer than browsers let the timers of hidden pages wait
 
+/** A `progress` message of the stream. */
+export interface TaskEvent {
+  run_id: string | null;
+  data: Omit<Task, "run_id"> & { over?: boolean };
+}
+
+/** The state of the task that a message tells of; null once that is over. */
+export function taskOf({ run_id, data }: TaskEvent): Task | null {
+  return data.over ? null : { ...data, run_id };
+}
+
 export class ServerTransport implements Transport {
   /** `baseUrl` is Jupyter's, with a slash at its end. */
   constructor(
     private readonly baseUrl: string,
-    private readonly Source: typeof EventSource = EventSource,
+    private readonly Source: typeof EventSource = globalThis.EventSource,
   ) {}
 
   get url(): string {
@@ -165,8 +176,8 @@ export class Stream {
   }
 
   private progressed(message: MessageEvent<string>): void {
-    const { run_id, data } = JSON.parse(message.data);
-    this.listener.onProgress?.(data.task, data.over ? null : { ...data, run_id });
+    const event = JSON.parse(message.data) as TaskEvent;
+    this.listener.onProgress?.(event.data.task, taskOf(event));
   }
 
   private lost(): void {
