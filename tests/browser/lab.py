@@ -103,9 +103,9 @@ class Lab:
         return int(text) if text.isdecimal() else 0
 
     def is_busy(self) -> bool:
-        """Whether the kernel runs a cell."""
-        status = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
-        return bool(self.page.evaluate(status) == "busy")
+        """Whether the kernel runs a cell. (Its status is that of whichever of its subshells spoke
+        last, and widgets have one of their own.)"""
+        return "[*]:" in self.page.locator(".jp-InputPrompt").all_inner_texts()
 
     def runs(self) -> list[str]:
         """The server's runs, the newest first."""
