@@ -76,6 +76,18 @@ describe("lineage", () => {
     ]);
   });
 
+  test("the way to the end of a branch that was left", () => {
+    const branches = [
+      { number: 1, parent: 0, step: 10 },
+      { number: 2, parent: 0, step: 4 },
+    ];
+    expect([...lineage(branches, 1)]).toEqual([
+      [1, Number.POSITIVE_INFINITY],
+      [0, 10],
+    ]);
+    expect([...lineage(branches, 0)]).toEqual([[0, Number.POSITIVE_INFINITY]]);
+  });
+
   test("nested branches", () => {
     const branches = [
       { number: 1, parent: 0, step: 10 },

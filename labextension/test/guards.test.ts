@@ -82,6 +82,21 @@ test("the numbers of a rule that is on are changed", async () => {
   expect(factor.dataset.edited).toBeUndefined();
 });
 
+test("a click stays while the server is asked, and goes if it refuses", async () => {
+  let answer = () => {};
+  form = new GuardsForm(
+    () => new Promise<void>((resolve) => (answer = resolve)),
+    () => {},
+  );
+  document.body.replaceChildren(form.element);
+  box("Not finite").click();
+  form.show(NONE); // news of the run, of before the click
+  expect(box("Not finite").checked).toBe(true);
+  answer();
+  await settled();
+  expect(box("Not finite").checked).toBe(false);
+});
+
 test("a number that is none leaves the rule off", async () => {
   type(number("how many steps"), "soon");
   box("Plateau").click();

@@ -71,6 +71,16 @@ test("branches that were left are dotted, in the colour of their run", () => {
   expect(dotted.map(({ line }) => line!.color)).toEqual([THEME.runs[1]]);
 });
 
+test("a branch that was left begins on the run's line, smoothed as that is", () => {
+  const run = watched("b", [{ number: 1, parent: 0, step: 2 }]);
+  const [left, , line] = tracesOf(run, "blue", true, VIEW, THEME) as { x: number[]; y: number[] }[];
+  expect(left!.x).toEqual([2, 3, 4]);
+  expect(left!.y[0]).toBeCloseTo(line!.y[line!.x.indexOf(2)]!, 12);
+  const whole = watched("c");
+  const uncut = (tracesOf(whole, "blue", true, VIEW, THEME) as { y: number[] }[])[1]!.y;
+  for (const [i, value] of uncut.slice(1).entries()) expect(left!.y[i]).toBeCloseTo(value, 12);
+});
+
 test("which branches were left, and where", () => {
   expect(leftBranches(watched("a"))).toEqual([]);
   const branches = [

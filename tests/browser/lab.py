@@ -206,10 +206,9 @@ class Lab:
         return int(text) if text.isdecimal() else 0
 
     def is_busy(self) -> bool:
-        """Whether the kernel runs a cell. (What it says of itself is "idle" after each message of
-        a widget that it heard meanwhile.)"""
-        prompts = self.page.locator(".jp-Notebook .jp-InputPrompt").all_inner_texts()
-        return any("*" in prompt for prompt in prompts)
+        """Whether the kernel runs a cell. (Its status is that of whichever of its subshells spoke
+        last, and widgets have one of their own.)"""
+        return "[*]:" in self.page.locator(".jp-InputPrompt").all_inner_texts()
 
     def runs(self) -> list[str]:
         """The server's runs, the newest first."""

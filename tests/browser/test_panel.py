@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from playwright.sync_api import expect
 
@@ -94,10 +96,10 @@ def test_two_panels_agree_and_one_can_be_closed(lab: Lab) -> None:
     until(lambda: lab.page.evaluate(feeds) == 0)
 
 
-def test_the_panel_in_the_dark(lab: Lab) -> None:
+def test_the_panel_in_the_dark(lab: Lab, change_theme: Callable[[str], None]) -> None:
     _train(lab)
     light = lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor")
-    lab.command("apputils:change-theme", theme="JupyterLab Dark")
+    change_theme("JupyterLab Dark")
     until(lambda: lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor") != light)
     text = "chart => chart.layout.font.color"
     colour = "panel => getComputedStyle(panel).getPropertyValue('--jp-ui-font-color1').trim()"

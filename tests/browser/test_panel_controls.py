@@ -14,6 +14,7 @@ from tests.browser.lab import PANEL, Lab, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
+DECAY = "Weight decay in place of what the client asks"
 # What assistive technology would call each control that can be reached.
 NAMES = """panel => [...panel.querySelectorAll('button, input, select, summary')]
     .filter(one => one.checkVisibility())
@@ -87,7 +88,7 @@ def test_weight_decay_and_clipping_and_undoing_all(lab: Lab, driven: Driven) -> 
     undo = lab.panel.get_by_role("button", name="Undo all")
     expect(undo).to_be_disabled()
     expect(undo).to_have_attribute("title", re.compile("Nothing to undo"))
-    _set(lab, "Weight decay", "0.125")
+    _set(lab, DECAY, "0.125")
     until(lambda: driven.controls["weight_decay"] == 0.125)
     _set(lab, "Gradient clip norm; 0 is off", "0.5")
     until(lambda: driven.controls["grad_clip_norm"] == 0.5)
@@ -99,7 +100,7 @@ def test_weight_decay_and_clipping_and_undoing_all(lab: Lab, driven: Driven) -> 
     undo.click()
     until(lambda: driven.controls["learning_rate"] is None)
     expect(undo).to_be_disabled()
-    expect(lab.panel.get_by_label("Weight decay", exact=True)).to_have_value("")
+    expect(lab.panel.get_by_label(DECAY)).to_have_value("")
     driven.train()
     row = _last(lab, driven)
     for name in ("learning_rate", "weight_decay", "grad_clip_norm"):

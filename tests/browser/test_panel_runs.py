@@ -23,7 +23,7 @@ def test_it_follows_this_notebooks_runs_first(lab: Lab) -> None:
     lab.run_all()
     picker = lab.panel.get_by_label("Run", exact=True)
     following = picker.locator("option:checked")
-    expect(following).to_have_text("Newest of this notebook")
+    until(lambda: following.text_content() == "Newest of this notebook")
     until(lambda: lab.step >= 2)
     own = lab.runs()[0]
     other = Driven(lab.server)

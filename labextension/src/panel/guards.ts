@@ -85,6 +85,7 @@ class RuleRow {
   private readonly set: HTMLButtonElement;
   private readonly fields = new Map<string, NumberField>();
   private on = false;
+  private asking = false;
 
   constructor(
     private readonly rule: Rule,
@@ -113,7 +114,8 @@ class RuleRow {
   show(guards: Guards): void {
     const rule = guards[this.rule.name];
     this.on = Boolean(rule);
-    this.box.checked = this.on;
+    // What a person has just clicked stays until the server has said what came of it.
+    if (!this.asking) this.box.checked = this.on;
     // A rule that is off takes its numbers along when it is turned on.
     this.set.hidden = !this.on || this.fields.size === 0;
     if (rule === null || typeof rule === "boolean") return;
@@ -126,9 +128,11 @@ class RuleRow {
 
   private async send(on: boolean): Promise<void> {
     const asked = on ? this.asked() : this.fields.size ? null : false;
+    this.asking = true;
     try {
       if (asked !== undefined) await this.change({ [this.rule.name]: asked });
     } finally {
+      this.asking = false;
       this.box.checked = this.on;
       if (asked !== undefined && this.on) this.settle();
     }

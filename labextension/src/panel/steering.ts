@@ -56,7 +56,9 @@ export class Steering {
     const { refuse } = actions;
     this.rate = new LearningRate((fields) => this.send(fields), refuse);
     this.clip = this.field("Gradient clip norm; 0 is off", "as asked", () => this.setClip());
-    this.decay = this.field("Weight decay", "as asked", () => this.setDecay());
+    this.decay = this.field("Weight decay in place of what the client asks", "as asked", () =>
+      this.setDecay(),
+    );
     this.steps = this.field("How many steps to make", "10", () => this.makeSteps(), true);
     this.place = this.field("Step to go back to", "step", () => this.go(actions.rewind), true);
     this.place.input.addEventListener("input", () => {

@@ -1,5 +1,6 @@
 // Runs as Plotly's traces: what is drawn of them, and how.
 
+import { lineage } from "./branches.js";
 import { Columns } from "./decimate.js";
 import { title } from "./picker.js";
 import type { Column, Series } from "./series.js";
@@ -14,6 +15,9 @@ export interface View {
   width: number;
   smoothing: number;
 }
+
+// Steps before a branch that its smoothed beginning still depends on.
+const WARM_UP = 500;
 
 type Trace = Record<string, unknown>;
 const SILENT = { hoverinfo: "skip" };
@@ -32,10 +36,14 @@ export function tracesOf(
   const line = (width: number, more: object = {}) => ({ color: colour, width, ...more });
   const spoken = (name: string) => (main ? told(name) : SILENT);
   const made: Trace[] = [];
-  for (const own of left.values()) {
-    const old = new Curve(series, own, view).of("loss", view.smoothing);
+  for (const [branch, own] of left) {
+    const path = series.split(lineage(watched.run?.branches ?? [], branch)).live;
+    // It goes on where it left the run's line, and is smoothed as if it were the line.
+    const begin = Math.max(0, path.indexOf(own[0]!) - 1);
+    const old = new Curve(series, path.slice(Math.max(0, begin - WARM_UP)), view);
+    const first = series.at("step", path[begin]!);
     made.push({
-      ...old,
+      ...old.of("loss", view.smoothing, undefined, first),
       ...spoken("left branch"),
       line: line(1.2, { dash: "dot" }),
       opacity: 0.45,
@@ -96,11 +104,18 @@ class Curve {
     this.columns = new Columns(this.steps, from, to, view.width / PIXELS);
   }
 
-  of(column: Column, smoothing = 0, map?: (value: number) => number) {
+  /** The points of a column from a step on. */
+  of(
+    column: Column,
+    smoothing = 0,
+    map?: (value: number) => number,
+    first = Number.NEGATIVE_INFINITY,
+  ) {
     let values = this.all(column);
     if (map) values = values.map(map);
     if (smoothing > 0) values = smooth(values, smoothing);
-    return this.points(this.columns.keep(values), (index) => values[index]!);
+    const kept = this.columns.keep(values).filter((index) => this.steps[index]! >= first);
+    return this.points(kept, (index) => values[index]!);
   }
 
   /** A column at all of the steps. */
