@@ -174,3 +174,23 @@ test("nothing is kept of a run that nobody shows", async () => {
   expect(feed.watch("a")).not.toBe(first);
   await settle();
 });
+
+test("each step of a short history is told at once, those of a long one together", async () => {
+  feed = new Feed(server);
+  const watched = feed.watch("a");
+  await settle();
+  let told = 0;
+  feed.subscribe(() => {
+    told += 1;
+  });
+  for (const id of [8, 9]) server.listener!.onEvent(stepEvent(id));
+  expect(told).toBe(2);
+  for (let id = 10; id < 3_000; id++) watched.series.add(step(id));
+  for (let id = 3_000; id < 3_010; id++) server.listener!.onEvent(stepEvent(id));
+  expect(told).toBe(2);
+  await jest.advanceTimersByTimeAsync(400);
+  expect(told).toBe(3);
+  server.listener!.onEvent(event(3_010, "paused", { reason: "a" }));
+  expect(told).toBe(4);
+  expect(watched.series.at("step", -1)).toBe(3_009);
+});

@@ -8,12 +8,11 @@ import type { Watched } from "./watched.js";
 
 // What comes at once is drawn at once.
 const SOON = 20;
-// Between two drawings: often enough to look alive, and seldom enough to leave the processor alone.
-// It grows with the square of what a drawing takes, so that short histories are alive, and long ones
-// cost little: 20 ms are drawn six times a second, 40 ms twice.
-const GAP = 150;
-const CHEAP = 3;
-const LONGEST_GAP = 1_000;
+// Between two drawings: often enough to look alive, and for long histories, whose drawings take long and
+// change little, seldom enough to leave the processor alone. (The newest numbers are shown at once.)
+const GAP = 120;
+const GAP_OF_A_STEP = 0.07;
+const LONGEST_GAP = 1_400;
 const MARGIN = { l: 62, r: 12, t: 6, b: 34 };
 const CONFIG = { displaylogo: false, displayModeBar: false, responsive: false };
 
@@ -92,7 +91,6 @@ export class Chart {
     const state = [this.settings, ...this.runs.map((run) => `${run.id} ${run.version}`)].join();
     if (width === 0 || state === this.drawn) return;
     this.drawn = state;
-    const began = performance.now();
     const theme = readTheme(this.element);
     const view = {
       range: this.range,
@@ -105,8 +103,9 @@ export class Chart {
     );
     const traces = each.reverse().flat(); // the main run on top of the others
     const plot = await Plotly.react(this.element, traces, this.layout(width, theme), CONFIG);
-    const ended = performance.now();
-    this.nextAt = ended + Math.min(Math.max(GAP, (ended - began) ** 2 / CHEAP), LONGEST_GAP);
+    const steps = this.runs.reduce((sum, run) => sum + run.series.length, 0);
+    const gap = Math.min(Math.max(GAP, GAP_OF_A_STEP * steps), LONGEST_GAP);
+    this.nextAt = performance.now() + gap;
     if (this.disposed) Plotly.purge(this.element);
     else if (!this.plot) this.listen(plot);
   }

@@ -7,6 +7,9 @@ import { Watched } from "./watched.js";
 const RETRY = 2_000;
 // What the server tells of no event: whether a run trains or waits for its client.
 const STATE_EVERY = 3_000;
+// Of runs that have made so many steps, one more is told in company.
+const MANY_STEPS = 2_000;
+const PACE = 300;
 
 export type Connection = "connecting" | "live" | "reconnecting";
 
@@ -24,6 +27,7 @@ export class Feed {
   private readonly listeners = new Set<() => void>();
   private readonly timers = new Set<ReturnType<typeof setTimeout>>();
   private stop: (() => void) | null = null;
+  private telling = false;
   private disposed = false;
 
   constructor(readonly transport: Transport) {
@@ -120,7 +124,23 @@ export class Feed {
     if (kind === "engine_started") this.refreshStatus();
     if (event.run_id === null) for (const watched of this.watched.values()) watched.take(event);
     else this.watched.get(event.run_id)?.take(event);
-    this.changed();
+    if (event.kind === "step") this.stepped();
+    else this.changed();
+  }
+
+  private stepped(): void {
+    if (this.telling) return;
+    let steps = 0;
+    for (const { series } of this.watched.values()) steps += series.length;
+    if (steps < MANY_STEPS) {
+      this.changed();
+      return;
+    }
+    this.telling = true;
+    this.after(PACE, () => {
+      this.telling = false;
+      this.changed();
+    });
   }
 
   private progressed(task: number, state: Task | null): void {

@@ -35,6 +35,8 @@ export interface Options {
   onChange?: (choice: Choice, run: Run | null) => void;
 }
 
+const SUPPRESS = "data-lm-suppress-shortcuts";
+
 export interface Panel {
   select(run: string | null): void;
   dispose(): void;
@@ -123,8 +125,10 @@ class View implements Panel {
         class: "jt-panel",
         "aria-label": "Tinker run",
         // JupyterLab's shortcuts are not meant for what is typed here.
-        "data-lm-suppress-shortcuts": "true",
+        [SUPPRESS]: "true",
         keydown: (event) => event.stopPropagation(),
+        // Notebook 7 takes arrow keys even from a slider, unless it is marked itself.
+        focusin: ({ target }) => (target as Element).setAttribute(SUPPRESS, "true"),
       },
       h("style", {}, STYLE),
       h("div", { class: "jt-head" }, this.picker.element, this.banner, badges),
