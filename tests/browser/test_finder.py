@@ -20,7 +20,7 @@ def test_a_learning_rate_is_found_and_used_while_a_cell_trains(lab: Lab) -> None
     run = lab.runs()[0]
     panel = lab.panel
     panel.get_by_role("tab", name="What happened").focus()
-    lab.page.keyboard.press("ArrowRight")
+    lab.page.keyboard.press("ArrowLeft")  # from the first to the last
     tab = panel.get_by_role("tabpanel", name="LR finder")
     expect(tab).to_be_visible()
     expect(tab).to_contain_text("the run itself is untouched")

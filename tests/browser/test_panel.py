@@ -66,7 +66,7 @@ def test_a_click_on_the_curve_rewinds_and_forks(lab: Lab) -> None:
     chosen = int(dialog.locator("strong").inner_text().removeprefix("Step "))
     assert 5 < chosen < lab.steps(run)[-1]["step"]
     dialog.get_by_role("button", name="Rewind").click()
-    expect(lab.panel.locator(".jt-note")).to_contain_text(f"at step {chosen}")
+    expect(lab.panel.locator(".jt-notices .jt-note")).to_contain_text(f"at step {chosen}")
     # A step that the rewind came amid is skipped.
     made = until(lambda: [s for s in lab.steps(run) if s["branch"] == 1 and not s["skipped"]])
     assert made[0]["step"] == chosen + 1
@@ -75,7 +75,7 @@ def test_a_click_on_the_curve_rewinds_and_forks(lab: Lab) -> None:
     lab.panel.get_by_label("Step to go back to").fill(str(chosen))
     lab.panel.get_by_role("button", name="Fork…").click()
     lab.panel.get_by_role("dialog").get_by_role("button", name="Fork").click()
-    expect(lab.panel.locator(".jt-note")).to_contain_text(f"tinker://{run}/weights/step={chosen}")
+    expect(lab.panel.locator(".jt-notices .jt-note")).to_contain_text(f"tinker://{run}/weights/step={chosen}")
     lab.screenshot("rewound")
 
 

@@ -149,7 +149,7 @@ def test_guards_are_set_in_sentences_and_pause_the_run(lab: Lab, driven: Driven)
 
 def test_what_makes_no_sense_is_said_and_changes_nothing(lab: Lab, driven: Driven) -> None:
     before = driven.controls
-    fault = lab.panel.locator(".jt-fault")
+    fault = lab.panel.locator(".jt-notices .jt-fault")
     _set(lab, "Learning rate scale, exactly", "0,5")
     expect(fault).to_have_text('Learning rate scale, exactly: "0,5" is not a number.')
     _set(lab, "Learning rate scale, exactly", "-1")
@@ -201,7 +201,7 @@ def test_all_text_stands_out_in_both_themes(
     expect(lab.panel.locator(".jt-banner")).to_contain_text("Paused")
     lab.panel.get_by_text("Guards: none").click()
     _set(lab, "Learning rate scale, exactly", "-1")
-    lab.panel.locator(".jt-fault").wait_for()
+    lab.panel.locator(".jt-notices .jt-fault").wait_for()
     lab.page.mouse.move(0, 0)
     until(lambda: lab.panel.evaluate(FAINT) == [], 10)
     lab.screenshot(f"all-text-{theme.split()[-1].lower()}")

@@ -33,7 +33,7 @@ def test_a_killed_server_leaves_no_gap_in_the_curve(
     expect(badge).to_have_text("reconnecting")
     expect(lab.panel.locator(".jt-problem")).to_contain_text("does not answer")
     expect(lab.panel.get_by_role("button", name="Pause")).to_be_disabled()
-    expect(lab.panel.locator(".jt-why")).to_contain_text("nothing can be changed")
+    expect(lab.panel.locator(".jt-steering .jt-why")).to_contain_text("nothing can be changed")
     lab.screenshot("reconnecting")
 
     again = start_lab(server.home, port=server.port)
