@@ -75,7 +75,9 @@ def test_a_click_on_the_curve_rewinds_and_forks(lab: Lab) -> None:
     lab.panel.get_by_label("Step to go back to").fill(str(chosen))
     lab.panel.get_by_role("button", name="Fork…").click()
     lab.panel.get_by_role("dialog").get_by_role("button", name="Fork").click()
-    expect(lab.panel.locator(".jt-notices .jt-note")).to_contain_text(f"tinker://{run}/weights/step={chosen}")
+    expect(lab.panel.locator(".jt-notices .jt-note")).to_contain_text(
+        f"tinker://{run}/weights/step={chosen}"
+    )
     lab.screenshot("rewound")
 
 
@@ -98,6 +100,7 @@ def test_two_panels_agree_and_one_can_be_closed(lab: Lab) -> None:
 
 def test_the_panel_in_the_dark(lab: Lab, change_theme: Callable[[str], None]) -> None:
     _train(lab)
+    change_theme("JupyterLab Light")
     light = lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor")
     change_theme("JupyterLab Dark")
     until(lambda: lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor") != light)
