@@ -28,7 +28,7 @@ def test_a_load_is_shown_while_it_lasts(page: Page, start_lab: Callable[..., Ser
     expect(bar).to_have_attribute("aria-label", "Loading tiny")
     lab.screenshot("progress")
     # The loop's cell is busy, and says what it waits for.
-    cell = page.locator(".jp-OutputArea-output", has=page.locator("progress"))
+    cell = page.locator(".jp-RenderedHTML", has=page.locator("progress"))
     expect(cell).to_contain_text(re.compile(r"loading tiny: \d+ of \d+ tensors"))
     cell.scroll_into_view_if_needed()
     lab.page_screenshot("progress-in-a-cell")

@@ -31,7 +31,7 @@ export class Finder implements Tab {
   private readonly form: HTMLFieldSetElement;
   private readonly bar = h("progress", { "aria-label": "Progress of the sweep", max: 1 });
   private readonly stage = h("span");
-  private readonly running = h("div", { class: "jt-progress" }, this.bar, this.stage, this.cancel);
+  private readonly running = h("div", { class: "jt-sweeping" }, this.bar, this.stage, this.cancel);
   private readonly why = h("p", { class: "jt-why", "aria-live": "polite" });
   private readonly result = h("p", { class: "jt-note", role: "status" });
   private readonly fault = h("p", { class: "jt-fault", role: "alert" });
@@ -50,7 +50,7 @@ export class Finder implements Tab {
   constructor(private readonly actions: FinderActions) {
     this.form = h(
       "fieldset",
-      { class: "jt-controls" },
+      { class: "jt-controls jt-flow" },
       h("legend", {}, "Sweep over a copy of the run"),
       h("label", {}, "LR from", this.from),
       h("label", {}, "to", this.to),

@@ -29,6 +29,7 @@ export const FORM_STYLE = `
 .jt-steering > .jt-why { grid-column: 1 / -1; margin: 0; }
 .jt-controls { border: 1px solid var(--jt-line); border-radius: 4px; margin: 0; min-width: 0;
   padding: 4px 10px 10px; display: flex; flex-direction: column; gap: 8px; }
+.jt-flow { flex-flow: row wrap; gap: 8px 18px; align-items: center; }
 .jt-controls legend { color: var(--jt-soft); font-size: 0.9em; padding: 0 4px; }
 .jt-row { display: grid; grid-template-columns: 94px minmax(0, 1fr); gap: 8px; align-items: center; }
 .jt-label { color: var(--jt-soft); white-space: nowrap; }

@@ -51,7 +51,7 @@ export class Samples implements Tab {
     const now = this.button("Sample now", () => this.sample());
     this.fields = h(
       "fieldset",
-      { class: "jt-controls jt-asks" },
+      { class: "jt-controls jt-flow jt-asks" },
       h("legend", {}, "Prompts that the run answers while it trains"),
       this.prompts,
       group("", this.add),
