@@ -33,7 +33,7 @@ def test_a_load_is_shown_while_it_lasts(page: Page, start_lab: Callable[..., Ser
     cell.scroll_into_view_if_needed()
     lab.page_screenshot("progress-in-a-cell")
     expect(bar).to_be_hidden(timeout=60_000)
-    expect(page.locator(".jp-OutputArea-output progress")).to_have_count(0)
+    expect(page.locator(".jp-RenderedHTML progress")).to_have_count(0)
     until(lambda: lab.step >= 3)
     expect(page.locator(".jp-InputPrompt", has_text="[*]")).to_have_count(1)  # all in one cell
     lab.close()

@@ -210,7 +210,7 @@ function legend(): HTMLElement {
     "span",
     { class: "jt-legend" },
     h("span", {}, "Loss of a token, −log p"),
-    h("span", { class: "jt-scale" }, ...steps),
+    h("span", { class: "jt-shades" }, ...steps),
     shaded("does not count", 0, ["idle"]),
     shaded("special", 0, ["special"]),
   );

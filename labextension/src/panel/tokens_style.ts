@@ -11,8 +11,8 @@ export const TOKENS_STYLE = `
 .jt-legend { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: center; font-size: 0.85em;
   color: var(--jp-ui-font-color2, #666); margin-left: auto; }
 .jt-legend .jt-token { padding: 0 4px; }
-.jt-scale { display: flex; }
-.jt-scale .jt-token { min-width: 24px; text-align: center; border-radius: 0; }
+.jt-shades { display: flex; }
+.jt-shades .jt-token { min-width: 24px; text-align: center; border-radius: 0; }
 .jt-sequences { max-height: 440px; overflow-y: auto; border-top: 1px solid
   var(--jp-border-color2, #ddd); }
 .jt-sequence { padding: 6px 0; border-bottom: 1px solid var(--jp-border-color2, #ddd); }
