@@ -65,7 +65,7 @@ class TinkerKernel(IPythonKernel):
         return {**super().kernel_info, "supported_features": []}
 
     @property
-    def banner(self) -> str:
+    def banner(self) -> str:  # type: ignore[override]
         return f"{super().banner}\nThis is the Tinker engine; `engine` shows what is in it.\n"
 
     async def tinker_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def _autocast(device: str) -> _Setting:
 
 def _set_filters(filters: list[Any]) -> None:
     warnings.resetwarnings()  # which also makes Python forget what it has decided by them
-    warnings.filters.extend(filters)  # type: ignore[attr-defined]
+    warnings.filters.extend(filters)  # type: ignore[attr-defined, unused-ignore]
 
 
 def _set_default_device(device: torch.device) -> None:
@@ -80,7 +80,7 @@ _SETTINGS: list[_Setting] = [
     # Behind the older names, which set some of these.
     *(_precision(path) for path in ("cuda.matmul", "cudnn.conv", "mkldnn.matmul", "mkldnn.conv")),
     (np.geterr, lambda handling: np.seterr(**handling)),
-    (lambda: list(warnings.filters), _set_filters),  # type: ignore[attr-defined]
+    (lambda: list(warnings.filters), _set_filters),
     (os.getcwd, os.chdir),
 ]
 

@@ -23,6 +23,7 @@ Kind = Literal[
     "history_trimmed",
     "engine_started",
     "engine_died",
+    "engine_stopped",
 ]
 
 

@@ -33,6 +33,10 @@ class FakeEngine:
         self.running = False
         self.starting = False
         self.busy_seconds = 0.0
+        self.manager = None
+        self.cell_began: float | None = None
+        self.cell_seconds: float | None = None
+        self.operating = False
         self.status: ops.EngineStatus | None = None
         self.on_start: Callable[[ops.EngineStatus], None] = lambda status: None
         self.on_death: Callable[[str], None] = lambda reason: None
@@ -72,6 +76,10 @@ class FakeEngine:
     async def stop(self) -> None:
         self._stopped = True
         self._end()
+
+    async def release(self, reason: str) -> bool:
+        ran, _ = self.running, self._end()
+        return ran
 
     def die(self) -> None:
         """As if its process had been killed."""

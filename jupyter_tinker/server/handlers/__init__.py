@@ -6,6 +6,7 @@ from typing import Any
 
 from . import (
     account,
+    attach,
     checkpoints,
     downloads,
     events,
@@ -29,7 +30,7 @@ _API = [
     *account.HANDLERS,
 ]
 
-_OURS = [*runs.HANDLERS, *events.HANDLERS, *keys.HANDLERS]
+_OURS = [*runs.HANDLERS, *events.HANDLERS, *keys.HANDLERS, *attach.HANDLERS]
 
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),

@@ -89,6 +89,7 @@ class StatusHandler(TinkerHandler):
             {
                 "engine": state,
                 "busy_seconds": supervisor.busy_seconds,
+                "cell_seconds": supervisor.cell_seconds,
                 "status": None if status is None else asdict(status),
             }
         )

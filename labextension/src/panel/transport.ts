@@ -29,6 +29,7 @@ export interface Transport {
 const KINDS = [
   "step run_created run_ended run_unloaded run_revived control_changed paused resumed rewound",
   "forked guard checkpoint_saved history_trimmed engine_started engine_died",
+  "engine_stopped",
 ].flatMap((line) => line.split(" "));
 
 const FIRST_PAUSE = 500;

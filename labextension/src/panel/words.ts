@@ -112,6 +112,8 @@ export function sentence(event: TinkerEvent): string {
       return `${at}the run ended${data.reason ? `: ${data.reason}` : ""}`;
     case "engine_died":
       return `The engine died: ${data.reason}`;
+    case "engine_stopped":
+      return `The engine was stopped: ${data.reason}`;
     case "checkpoint_saved":
       return `${at}saved ${data.path}`;
     default:
