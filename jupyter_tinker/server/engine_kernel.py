@@ -66,7 +66,7 @@ class EngineKernel(ServerKernelManager):
         return KernelSpec(display_name="Tinker engine", language="python", metadata=metadata)
 
     @property
-    def execution_state(self) -> str:  # type: ignore[override]
+    def execution_state(self) -> str:
         supervisor = self._supervisor
         if not supervisor.running:
             return "starting" if supervisor.starting else "dead"
@@ -77,7 +77,7 @@ class EngineKernel(ServerKernelManager):
         pass  # it is what the engine does
 
     @property
-    def last_activity(self) -> datetime:  # type: ignore[override]
+    def last_activity(self) -> datetime:
         if self.execution_state == "busy":
             self._last_activity = datetime.now(UTC)
         return self._last_activity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from jupyter_core.utils import ensure_async
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
@@ -22,14 +23,19 @@ class AttachHandler(TinkerHandler):
                 f"The key {self.key_name!r} opens the Tinker API, and not the kernels of this "
                 "server; ask with the Jupyter server's token.",
             )
+        user = self.current_user
+        if user is None:  # OPTIONS
+            return
+        if not await ensure_async(self.authorizer.is_authorized(self, user, "execute", "kernels")):
+            raise web.HTTPError(403, "You may not run code on the kernels of this server.")
 
     @web.authenticated
-    @authorized("execute", "kernels")
+    @authorized
     async def get(self) -> None:
         self._tell(self.extension.attach.look())
 
     @web.authenticated
-    @authorized("execute", "kernels")
+    @authorized
     async def post(self) -> None:
         self._tell(await self.extension.attach.start())
 
