@@ -366,9 +366,12 @@ class EngineSupervisor(LoggingConfigurable):
         if self.status is None:  # while it was started, by whom this is told
             await self._teardown(reason)
             return
-        self.log.error("The Tinker engine died; it is started anew, and its runs are revived.")
-        self._deaths += 1
-        await self._teardown(reason)
+        async with self._starting:  # the next one has the same address, which is cleared first
+            if manager is not self._manager:
+                return
+            self.log.error("The Tinker engine died; it is started anew, and its runs are revived.")
+            self._deaths += 1
+            await self._teardown(reason)
         self.on_death(reason)
 
 

@@ -132,7 +132,7 @@ class Person:
         return "".join(
             message["content"]["text"]
             for message in self.published
-            if message["msg_type"] == "stream" and message["parent_header"]["msg_id"] == mine
+            if message["msg_type"] == "stream" and message["parent_header"].get("msg_id") == mine
         )
 
     def _answered(self, message: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ def tell(
     def run(story: Story) -> None:
         async def told() -> None:
             async with attached() as (engine, person):
-                await asyncio.wait_for(story(engine, person), 60)
+                await asyncio.wait_for(story(engine, person), 100)
 
         asyncio.run(told())
 
@@ -235,7 +235,7 @@ def test_no_cell_changes_a_bit_of_what_a_client_trains(
         results.append(await train(engine, tmp_path, one))
         replies = [(await answer)["content"] for answer in answers]
         failed = [reply["evalue"] for reply in replies if reply["status"] == "error"]
-        assert failed == ["of a person"]
+        assert set(failed) == {"of a person"}
 
     tell(alone)
     tell(watched)

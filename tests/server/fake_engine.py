@@ -33,9 +33,7 @@ class FakeEngine:
         self.running = False
         self.starting = False
         self.busy_seconds = 0.0
-        self.manager = None
         self.cell_began: float | None = None
-        self.cell_seconds: float | None = None
         self.operating = False
         self.status: ops.EngineStatus | None = None
         self.on_start: Callable[[ops.EngineStatus], None] = lambda status: None
@@ -59,6 +57,14 @@ class FakeEngine:
         self._one = asyncio.Lock()
         self._stopped = False
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def manager(self) -> Any:
+        return None  # there is no kernel
+
+    @property
+    def cell_seconds(self) -> float | None:
+        return None
 
     def holds(self, generation: int) -> bool:
         return self.running and self.generation == generation
