@@ -22,7 +22,7 @@ from jupyter_tinker.server.service import TinkerService
 from jupyter_tinker.wire import ops
 from tests.server.fake_engine import FakeEngine
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tornado")
+pytest_plugins = ["pytest_jupyter.jupyter_server"]
 
 
 class Manager:
@@ -246,10 +246,10 @@ async def test_restarted_or_dead_it_stays_the_same_kernel(
     assert not engine.running
 
 
-@pytest.mark.parametrize("jp_argv", [["--KernelSpecManager.allowed_kernelspecs={'python3'}"]])
 async def test_a_server_that_allows_other_kernels_only_says_so(
-    fetch: Fetch, manager: Manager
+    fetch: Fetch, manager: Manager, jp_serverapp: Any
 ) -> None:
+    jp_serverapp.kernel_spec_manager.allowed_kernelspecs = {"python3"}
     found = await attach(fetch)
     assert found["kernel_id"] is None
     assert found["connection_file"] == manager.connection_file
