@@ -342,11 +342,19 @@ def test_nothing_computes_beside_the_shell_channel(
     tell(story)
 
 
-def test_who_dies_of_a_cell_is_not_to_blame(tell: Callable[[Story], None], base: Path) -> None:
+def test_who_dies_of_a_cell_is_not_to_blame(
+    tell: Callable[[Story], None], base: Path, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    cell = f"import os, pathlib\nwhile not pathlib.Path({str(gate)!r}).exists(): pass\nos._exit(1)"
+
     async def story(engine: EngineSupervisor, person: Person) -> None:
         await create(engine, base)
-        person.begin("import os, time\ntime.sleep(1)\nos._exit(1)")
+        person.begin(cell)
+        await until(lambda: engine.cell_seconds is not None)
         waiting = asyncio.create_task(ask(engine, STEP))
+        await until(lambda: engine.operating)
+        gate.touch()
         with pytest.raises(EngineDied) as died:
             await waiting
         assert not died.value.during
