@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 CELL = """\
 run = engine.runs.latest
-print("step", run.step)
+print("now at step", run.step)
 engine.delta_norms(run)
 """
 
@@ -22,8 +22,8 @@ def test_a_notebook_on_the_engine_reads_interrupts_and_shuts_down(lab: Lab) -> N
     jupyters = {"Authorization": f"token {server.token}"}
 
     def step(number: int) -> str:
-        run.forward_backward(2 * number, some_data(number))
-        return run.optim_step(2 * number + 1)
+        run.forward_backward(2 * number - 1, some_data(number))
+        return run.optim_step(2 * number)
 
     run.result(step(1))
     kernel = server.fetch("tinker/engine/attach", {})[1]["kernel_id"]
@@ -36,12 +36,12 @@ def test_a_notebook_on_the_engine_reads_interrupts_and_shuts_down(lab: Lab) -> N
     page.keyboard.insert_text(CELL)
     lab.run_all()
     outputs = page.locator(".jp-Notebook .jp-OutputArea-output")
-    expect(outputs.filter(has_text="step 1")).to_be_visible()
+    expect(outputs.filter(has_text="now at step 1")).to_be_visible()
     expect(page.locator(".jp-Notebook .js-plotly-plot").first).to_be_visible()
     # The client goes on beside it.
     run.result(step(2))
     lab.run_all()
-    expect(outputs.filter(has_text="step 2")).to_be_visible()
+    expect(outputs.filter(has_text="now at step 2")).to_be_visible()
     # A cell that holds the client up, and the button that stops it.
     cell.click()
     page.keyboard.press("Control+a")
