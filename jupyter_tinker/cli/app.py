@@ -9,6 +9,7 @@ from jupyter_core.application import JupyterApp
 
 from .. import __version__
 from ..server.extension import TinkerExtension
+from .console import ConsoleCommand
 from .export import ExportCommand
 from .gc import GcCommand
 from .keys import KeyCommand
@@ -30,6 +31,7 @@ class TinkerApp(JupyterApp):
         "key": (KeyCommand, KeyCommand.description),
         "runs": (RunsCommand, RunsCommand.description),
         "watch": (WatchCommand, WatchCommand.__doc__),
+        "console": (ConsoleCommand, ConsoleCommand.__doc__),
         **{name: (command, command.__doc__) for name, command in STEERING.items()},
         "gc": (GcCommand, GcCommand.__doc__),
         "export": (ExportCommand, ExportCommand.__doc__),

@@ -1,14 +1,16 @@
 """The engine's process: an IPython kernel that also answers operations.
 
 Started by the server's supervisor with a connection file. `tinker_request` messages come in on the
-shell channel beside `execute_request`, so operations and attached notebooks take turns. In the
-kernel's namespace the engine is called `engine`. Knows nothing of HTTP, queues or the database.
+shell channel beside `execute_request`, so operations and attached notebooks take turns: a cell is
+never at work while an operation is. In the kernel's namespace `engine` is an `inside.EngineView`.
+Knows nothing of HTTP, queues or the database.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -32,16 +34,41 @@ class TinkerKernel(IPythonKernel):
 
     implementation = "jupyter_tinker"
     msg_types = [*IPythonKernel.msg_types, ops.REQUEST]  # noqa: RUF012 (ipykernel's convention)
+    # That channel has a thread of its own: what computes must not come in there, nor subshells,
+    # which are threads, nor the debugger, which stops them all.
+    control_msg_types = [  # noqa: RUF012
+        "kernel_info_request",
+        "connect_request",
+        "interrupt_request",
+        "shutdown_request",
+        "usage_request",
+    ]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._cell_runs = False  # and may be interrupted
+        self._operates = False
+        self._drop_cells = False  # those that wait behind an operation
+        signal.signal(signal.SIGINT, self._on_interrupt)
         # Imported here, after the channels are open: torch takes seconds, and the server can
         # already see that the kernel lives.
         from .engine import Engine
+        from .inside import EngineView
+        from .settings import Apart
 
         self.engine = Engine()
+        self._view = EngineView(self.engine)
+        self._settings = Apart()
         assert self.shell is not None
-        self.shell.user_ns["engine"] = self.engine
+        self.shell.user_ns["engine"] = self._view
+
+    @property
+    def kernel_info(self) -> dict[str, Any]:
+        return {**super().kernel_info, "supported_features": []}
+
+    @property
+    def banner(self) -> str:  # type: ignore[override]
+        return f"{super().banner}\nThis is the Tinker engine; `engine` shows what is in it.\n"
 
     async def tinker_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         started = time.perf_counter()
@@ -67,12 +94,76 @@ class TinkerKernel(IPythonKernel):
             self.session.send(self.iopub_socket, MESSAGE, told, parent, ident=topic)
 
         self.engine.report = Sparing(tell)
+        self._cell_runs, self._operates = False, True
         reply = _reply(content, lambda: self.engine.perform(ops.decode(content, buffers)))
+        self._operates = False
         seconds = time.perf_counter() - started
         if isinstance(reply, Future):
             reply.add_done_callback(send_later)
         else:
             send(reply)
+
+    async def do_execute(self, *arguments: Any, **more: Any) -> dict[str, Any]:
+        """A person's cell. What it prints goes to the person, by the channel for that."""
+        assert self.shell is not None
+        self.shell.user_ns.setdefault("engine", self._view)  # `%reset` takes it away
+        self._tell_of_cell(True)
+        self._cell_runs = True
+        try:
+            return await super().do_execute(*arguments, **more)
+        except KeyboardInterrupt as error:  # before or after the cell's own code
+            return {
+                "status": "error",
+                "ename": type(error).__name__,
+                "evalue": "",
+                "traceback": [],
+                "execution_count": self.shell.execution_count,
+            }
+        finally:
+            self._cell_runs = False
+            self._tell_of_cell(False)
+
+    # Between cells and operations
+
+    def pre_handler_hook(self) -> None:
+        if not self._is_operation(self.get_parent("shell")):
+            self._settings.enter()
+
+    def post_handler_hook(self) -> None:
+        self._cell_runs = False
+        if not self._is_operation(self.get_parent("shell")):
+            signal.signal(signal.SIGINT, self._on_interrupt)
+            self._view._tracer.tidy()
+            self._settings.leave()
+        elif self._drop_cells:
+            self._drop_cells = False
+            self._abort_queues()
+
+    def _on_interrupt(self, *_: Any) -> None:
+        """Interrupts cells, and never operations."""
+        if self._cell_runs:
+            raise KeyboardInterrupt
+        self._drop_cells = self._operates
+
+    def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
+        # Of operations nobody wants to know, and a notebook that is closed would have its server
+        # keep them all.
+        if not self._is_operation(parent or self.get_parent(channel)):
+            super()._publish_status(status, channel, parent)
+
+    def _tell_of_cell(self, runs: bool) -> None:
+        if self.session is not None:
+            self.session.send(
+                self.iopub_socket,
+                ops.CELL,
+                {"runs": runs},
+                parent=self.get_parent("shell"),
+                ident=ops.CELL_TOPIC,
+            )
+
+    @staticmethod
+    def _is_operation(message: dict[str, Any]) -> bool:
+        return message.get("header", {}).get("msg_type") == ops.REQUEST
 
 
 def _reply(content: dict[str, Any], work: Callable[[], Answer | Future[Answer]]) -> Any:
@@ -81,8 +172,6 @@ def _reply(content: dict[str, Any], work: Callable[[], Answer | Future[Answer]])
         answer = work()
     except ops.OpError as error:
         return _failure(error.message, error.category), []
-    except KeyboardInterrupt:
-        return _failure("the operation was interrupted at the engine", "server"), []
     except Exception as error:
         _log.exception("operation %r failed", content.get("op"))
         name = type(error).__name__

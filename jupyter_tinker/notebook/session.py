@@ -21,6 +21,8 @@ from .tables import RunList, keys_table
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+_START_SECONDS = 180.0  # that the engine may take to start
+
 
 class Session:
     """A notebook's server. The environment says which it is, so that the SDK has the same."""
@@ -135,6 +137,23 @@ def _progress(session: Session, arguments: Sequence[str]) -> Answer:
     return Answer(f"What a waiting cell waits for is {shown}.")
 
 
+def attach(client: Client) -> dict[str, Any]:
+    """How to reach the engine's kernel, which is started if need be. Raises `RequestFailed`."""
+    found: dict[str, Any] = client.post("engine/attach", {}, timeout=_START_SECONDS)
+    return found
+
+
+def _attach(session: Session, arguments: Sequence[str]) -> Answer:
+    if arguments:
+        raise Misuse
+    found = attach(session.client())
+    listed = "In JupyterLab, choose the kernel tinker-engine for a notebook or console."
+    return Answer(
+        f"{found['refusal'] or listed}\nIn a terminal of the server's machine:\n\n"
+        f"    {found['command']}"
+    )
+
+
 def _panel(session: Session, arguments: Sequence[str]) -> Answer:
     try:
         panel: Any = import_module("jupyter_tinker.notebook.panel").Panel
@@ -181,6 +200,14 @@ OWN = {
             value of `key create`, so `key = %tinker key create NAME` does not show it.""",
             ("key create laptop", "key list", "key revoke laptop"),
             words=(("create", "list", "revoke"),),
+        ),
+        Command(
+            "attach",
+            "attach",
+            "Start the engine if need be, and say how to open a console on its kernel.",
+            _attach,
+            """There, `engine` shows runs, weights, gradients and attention. It takes Jupyter's
+            token.""",
         ),
         Command(
             "panel",

@@ -32,7 +32,7 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
         "preview_sampled",
     ),
     "control": ("control_changed", "paused", "resumed", "guard", "preview_changed"),
-    "engine": ("engine_started", "engine_died"),
+    "engine": ("engine_started", "engine_died", "engine_stopped"),
 }
 SCHEMAS = {kind: f"{_URI}/{group}/v1" for group, kinds in _KINDS.items() for kind in kinds}
 

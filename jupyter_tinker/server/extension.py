@@ -11,6 +11,7 @@ from jupyter_server.extension.application import ExtensionApp
 from traitlets import Float, Integer, Unicode
 
 from .. import __version__
+from .attach import Attach
 from .catalog import Catalog
 from .database import Database, default_url
 from .event_bus import JupyterEventBus
@@ -185,6 +186,12 @@ class TinkerExtension(ExtensionApp):
             log=self.log,
             event_limits=EventLimits(self.max_watchers, self.watcher_stall_seconds),
         )
+        self.attach = Attach(
+            getattr(self.serverapp, "kernel_manager", None),
+            self.service.supervisor,
+            self.service.lives.let_go,
+            self.log,
+        )
         if self.serverapp is not None and self.serverapp.event_logger is not None:
             self.service.events.bus = JupyterEventBus(self.serverapp.event_logger, self.log)
         self.settings["tinker_service"] = self.service
@@ -199,6 +206,7 @@ class TinkerExtension(ExtensionApp):
             print(_exports(serverapp), flush=True)
 
     async def stop_extension(self) -> None:
+        await self.attach.close()
         await self.service.stop()
 
 

@@ -90,6 +90,14 @@ class Lives:
 
     # Of the engine
 
+    async def let_go(self, reason: str, now: bool = False) -> None:
+        """End the engine, until something is asked of it again; unless it must be `now`, with
+        snapshots, so that its runs are quick to come back. What it was asked for is done again."""
+        if not now:
+            await self.farewell()
+        if await self._supervisor.release(reason):
+            await self._tell("engine_stopped", reason=reason)
+
     def _engine_started(self, status: ops.EngineStatus) -> None:
         self._spawn(self._tell("engine_started", **asdict(status)))
 

@@ -60,6 +60,8 @@ def _held_back(service: TinkerService, request: Request) -> str | None:
 def _reason(service: TinkerService, request: Request) -> str | None:
     if service.supervisor.starting:
         return "the engine is starting"
+    if (seconds := service.supervisor.cell_seconds) is not None and seconds >= 1:
+        return f"a person's cell has been running on the engine's kernel for {seconds:.0f} s"
     if request.kind == "sample":
         ahead = service.sampling.ahead(request.id)
         loading = service.sampling.pump.loading

@@ -6,16 +6,20 @@ Knows nothing of runs' order, futures or the database.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import zmq
+from jupyter_client.connect import port_names
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.paths import jupyter_runtime_dir
@@ -30,6 +34,7 @@ from .progress import Task, Tasks
 _LONGEST_IPC_PREFIX = 90
 _LONGEST_BACK_OFF = 30.0  # seconds
 _PREFIX = "tinker-engine-"  # of our files in the runtime directory; the server's process id follows
+_numbers = itertools.count()
 
 
 class EngineDied(Exception):
@@ -133,6 +138,10 @@ class EngineSupervisor(LoggingConfigurable):
         self._starting = asyncio.Lock()
         self._deaths = 0  # of engines, one after another, that did nothing of what was asked
         self._ending = False
+        # All engines of a server have one address and one key, so that notebooks stay connected.
+        self._name = f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
+        self._key = uuid.uuid4().hex.encode()
+        self.cell_began: float | None = None  # by the monotonic clock; None: no person's cell runs
         self.on_start: Callable[[ops.EngineStatus], None] = lambda status: None
         self.on_death: Callable[[str], None] = lambda reason: None
 
@@ -143,6 +152,21 @@ class EngineSupervisor(LoggingConfigurable):
     @property
     def starting(self) -> bool:
         return self._starting.locked()
+
+    @property
+    def manager(self) -> EngineKernelManager | None:
+        """Of the engine's kernel, while it runs."""
+        return self._manager if self.running else None
+
+    @property
+    def cell_seconds(self) -> float | None:
+        """For how long a person's cell has run on the engine's kernel; None: none does."""
+        return None if self.cell_began is None else time.monotonic() - self.cell_began
+
+    @property
+    def operating(self) -> bool:
+        """Whether the engine was asked for something that later operations wait for."""
+        return any(asked.op.waits for asked in self._pending.values())
 
     def holds(self, generation: int) -> bool:
         """Whether the engine lives that had this generation."""
@@ -184,6 +208,15 @@ class EngineSupervisor(LoggingConfigurable):
         elif not self.holds(generation):
             raise EngineDied("the engine that held it is gone")
         return self._answer(await self._send(op))
+
+    async def release(self, reason: str) -> bool:
+        """End the engine until it is needed again; whether there was one. What it was asked for is
+        told `EngineDied`, and is not to blame."""
+        async with self._starting:
+            if not self.running:
+                return False
+            await self._teardown(reason, blame=False)
+            return True
 
     async def stop(self) -> None:
         """End the engine, for good: who asks it for something waits until the process ends."""
@@ -246,31 +279,38 @@ class EngineSupervisor(LoggingConfigurable):
         runtime = Path(jupyter_runtime_dir())
         runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
         _sweep(runtime)
-        name = f"{_PREFIX}{os.getpid()}-{self.generation}"
-        connection_file = str(runtime / f"{name}.json")
+        connection_file = str(runtime / f"{self._name}.json")
         if not zmq.has("ipc"):
             # Encrypted and authenticated: other users of the machine can reach a TCP port.
             encryption = "required" if zmq.has("curve") else "disabled"
             return EngineKernelManager(
                 parent=self, connection_file=connection_file, transport_encryption=encryption
             )
-        prefix = str(runtime / name)
+        prefix = str(runtime / self._name)
         if len(prefix.encode()) > _LONGEST_IPC_PREFIX:
-            self._socket_dir = Path(tempfile.mkdtemp(prefix="tinker-"))
+            self._socket_dir = self._socket_dir or Path(tempfile.mkdtemp(prefix="tinker-"))
             prefix = str(self._socket_dir / "engine")
-        return EngineKernelManager(
+        manager = EngineKernelManager(
             parent=self, connection_file=connection_file, transport="ipc", ip=prefix
         )
+        manager.session.key = self._key
+        for number, name in enumerate(port_names, 1):
+            setattr(manager, name, number)
+            Path(f"{prefix}-{number}").unlink(missing_ok=True)
+        return manager
 
-    async def _teardown(self, reason: str) -> None:
+    async def _teardown(self, reason: str, *, blame: bool = True) -> None:
         manager, client = self._manager, self._client
         self._manager = self._client = self.status = None
+        # A person's cell is done before what was asked for behind it.
+        blame = blame and self.cell_began is None
+        self.cell_began = None
         current = asyncio.current_task()
         for task in self._tasks:
             if task is not current:
                 task.cancel()
         self._tasks = []
-        during = True  # the first that waits is what the engine was at
+        during = blame  # the first that waits is what the engine was at
         for asked in list(self._pending.values()):
             if not asked.answer.done():
                 asked.answer.set_exception(EngineDied(reason, during=during and asked.op.waits))
@@ -280,9 +320,8 @@ class EngineSupervisor(LoggingConfigurable):
             client.stop_channels()
         if manager is not None and manager.has_kernel:
             await manager.shutdown_kernel(now=True)
-        if self._socket_dir is not None:
+        if self._ending and self._socket_dir is not None:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
-            self._socket_dir = None
 
     # Messages
 
@@ -353,9 +392,12 @@ class EngineSupervisor(LoggingConfigurable):
         if self.status is None:  # while it was started, by whom this is told
             await self._teardown(reason)
             return
-        self.log.error("The Tinker engine died; it is started anew, and its runs are revived.")
-        self._deaths += 1
-        await self._teardown(reason)
+        async with self._starting:  # the next one has the same address, which is cleared first
+            if manager is not self._manager:
+                return
+            self.log.error("The Tinker engine died; it is started anew, and its runs are revived.")
+            self._deaths += 1
+            await self._teardown(reason)
         self.on_death(reason)
 
 

@@ -27,6 +27,7 @@ Kind = Literal[
     "preview_sampled",
     "engine_started",
     "engine_died",
+    "engine_stopped",
 ]
 
 

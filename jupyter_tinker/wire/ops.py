@@ -15,6 +15,10 @@ from typing import Any, ClassVar, Literal
 
 REQUEST = "tinker_request"
 REPLY = "tinker_reply"
+# What the engine publishes, on a topic of its own, when a person's cell begins and ends on its
+# kernel: `{"runs": bool}`.
+CELL = "tinker_cell"
+CELL_TOPIC = b"tinker.cell"
 
 Category = Literal["user", "server", "unknown"]
 CheckpointKind = Literal["weights", "sampler_weights", "external_weights"]

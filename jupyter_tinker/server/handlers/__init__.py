@@ -6,6 +6,7 @@ from typing import Any
 
 from . import (
     account,
+    attach,
     batches,
     checkpoints,
     downloads,
@@ -39,6 +40,7 @@ _OURS = [
     *lr_find.HANDLERS,
     *events.HANDLERS,
     *keys.HANDLERS,
+    *attach.HANDLERS,
 ]
 
 HANDLERS: list[tuple[Any, ...]] = [

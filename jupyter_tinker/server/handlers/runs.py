@@ -96,6 +96,7 @@ class StatusHandler(TinkerHandler):
                 "engine": state,
                 "busy_seconds": supervisor.busy_seconds,
                 "progress": self.service.progress.to_json(),
+                "cell_seconds": supervisor.cell_seconds,
                 "status": None if status is None else asdict(status),
             }
         )

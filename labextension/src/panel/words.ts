@@ -164,6 +164,8 @@ export function sentence(event: TinkerEvent): string {
     }
     case "engine_died":
       return `The engine died: ${data.reason}`;
+    case "engine_stopped":
+      return `The engine was stopped: ${data.reason}`;
     case "checkpoint_saved":
       return `${at}saved ${data.path}`;
     default:
