@@ -20,6 +20,8 @@ export interface Options {
   baseUrl: string;
   /** A run's id; null follows whichever started last. */
   run?: string | null;
+  /** Runs to compare with it. */
+  compared?: readonly string[];
   /** Another way to the server than the page's own. */
   transport?: Transport;
   /** Called with every change of what is shown: the choice, and the run itself. */
@@ -60,7 +62,7 @@ class View implements Panel {
     element: HTMLElement,
     private readonly options: Options,
   ) {
-    this.choice = { run: options.run || null, compared: [] };
+    this.choice = { run: options.run || null, compared: options.compared ?? [] };
     const { transport, baseUrl } = options;
     this.feed = transport ? new Feed(transport) : acquireFeed(baseUrl);
     this.unsubscribe = this.feed.subscribe(() => this.update());
