@@ -16,10 +16,12 @@ from playwright.sync_api import Browser, Error, Page, Playwright, sync_playwrigh
 from tests.browser.lab import Lab
 from tests.servers import Server, start_server
 
-CONFIG = {"LabApp": {"expose_app_in_browser": True}}
+# The same server has the pages of Notebook 7, too.
+CONFIG = {app: {"expose_app_in_browser": True} for app in ("LabApp", "JupyterNotebookApp")}
 # JupyterLab's question whether one wants its news would lie over the panel.
 SETTINGS = "config/lab/user-settings/@jupyterlab/apputils-extension"
 APP = ("-m", "jupyterlab")
+BUILT = Path(__file__).parents[2] / "jupyter_tinker" / "labextension"
 
 
 def _chromium() -> tuple[str | None, str]:
@@ -64,6 +66,12 @@ def start_lab(
 ) -> Iterator[Callable[..., Server]]:
     """Starts JupyterLab, with a home of its own unless one is given."""
     servers: list[Server] = []
+    assert (BUILT / "package.json").exists(), "JupyterLab's extension is not built: run make panel"
+    # What this checkout has built goes before what is installed.
+    share = tmp_path_factory.mktemp("share")
+    (share / "labextensions").mkdir()
+    (share / "labextensions" / "jupyter-tinker").symlink_to(BUILT)
+    env = {"JUPYTER_PATH": str(share)}
 
     def _start(home: Path | None = None, **options: Any) -> Server:
         home = home or tmp_path_factory.mktemp("lab")
@@ -71,7 +79,8 @@ def start_lab(
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text('{"fetchNews": "false"}')
         models = {"tiny": tiny_model_dir}
-        servers.append(start_server(home, app=APP, models=models, config=CONFIG, **options))
+        started = start_server(home, app=APP, models=models, config=CONFIG, env=env, **options)
+        servers.append(started)
         return servers[-1]
 
     yield _start

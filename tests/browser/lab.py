@@ -63,6 +63,13 @@ class Lab:
         self.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")
         expect(self.page.locator(".jp-Notebook .jp-Cell")).to_have_count(len(cells))
 
+    def open_desk(self, page: str = "") -> None:
+        """Open JupyterLab without a document, in a workspace of its own, or another page."""
+        page = page or f"lab/workspaces/{uuid.uuid4().hex[:8]}"
+        self.page.goto(f"{self.server.root}{page}?token={self.server.token}")
+        self.page.wait_for_function("window.jupyterapp?.commands.hasCommand('tinker:show-sidebar')")
+        self.page.evaluate("window.jupyterapp.restored.then(() => null)")
+
     def run_all(self) -> None:
         self.command("notebook:run-all-cells")
 

@@ -1,0 +1,308 @@
+"""JupyterLab's extension: runs are watched and steered without a kernel, and beside a busy one."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.lab import PANEL, Lab, until
+from tests.raw import RawRun, some_data
+from tests.servers import Server
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+DARK = "JupyterLab Dark"
+COMMANDS = (
+    "Open the Dashboard of Runs",
+    "Pause the Current Run",
+    "Halve the Learning Rate",
+    "Double the Learning Rate",
+    "Reset Learning Rate, Clipping and Weight Decay",
+    "Show the Tinker Sidebar",
+)
+
+
+class External(RawRun):
+    """A run that a client of another process drives, a step at a time."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.steps = 0
+
+    @property
+    def short(self) -> str:
+        return f"{self.session_id[:8]}:0"
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.steps += 1
+            self.loss(self.forward_backward(2 * self.steps - 1, some_data(self.steps)))
+            self.result(self.optim_step(2 * self.steps))
+
+    def steer(self, **fields: Any) -> dict[str, Any]:
+        status, answer = self.server.fetch(f"tinker/runs/{self.id}/controls", fields)
+        assert status == 200, answer
+        return answer
+
+    @property
+    def controls(self) -> dict[str, Any]:
+        controls: dict[str, Any] = self.server.fetch(f"tinker/runs/{self.id}/controls")[1]
+        return controls
+
+
+@pytest.fixture
+def external(lab_server: Server) -> External:
+    run = External(lab_server)
+    run.train(4)
+    return run
+
+
+def _keep(page: Page, name: str) -> None:
+    """The whole page, in the folder that TINKER_SCREENSHOTS names, if it does."""
+    if folder := os.environ.get("TINKER_SCREENSHOTS"):
+        page.wait_for_timeout(800)
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def _sidebar(lab: Lab) -> Locator:
+    lab.command("tinker:show-sidebar")
+    sidebar = lab.page.get_by_role("region", name="Tinker", exact=True)
+    expect(sidebar).to_be_visible()
+    return sidebar
+
+
+def _row(sidebar: Locator, run: External) -> Locator:
+    return sidebar.locator(".jp-Tinker-run").filter(has_text=run.short)
+
+
+def _dashboard(lab: Lab, run: External) -> Locator:
+    """A run's dashboard, opened from the sidebar."""
+    _row(_sidebar(lab), run).get_by_role("button", name=run.short).first.click()
+    dashboard = lab.page.locator(".jp-Tinker-dashboard:visible")
+    expect(dashboard.locator(".jt-badge").nth(1)).to_have_text("live")
+    return dashboard
+
+
+def _toast(page: Page, text: str) -> Locator:
+    return page.locator(".Toastify__toast").filter(has_text=text)
+
+
+def test_the_palette_the_launcher_and_the_status_bar(lab: Lab, external: External) -> None:
+    lab.open_desk()
+    status = lab.page.locator(".jp-Tinker-status")
+    expect(status).to_have_text(
+        re.compile(rf"^Tinker engine running · step {external.steps} · loss \d")
+    )
+    lab.command("apputils:activate-command-palette")
+    lab.page.keyboard.type("tinker")
+    for label in COMMANDS:
+        expect(lab.page.locator(".lm-CommandPalette-itemLabel", has_text=label)).to_be_visible()
+    expect(
+        lab.page.locator(".lm-CommandPalette-item", has_text="Pause the Current Run")
+    ).to_contain_text("Alt+T")
+    _keep(lab.page, "palette")
+    lab.page.keyboard.press("Escape")
+    lab.page.locator(".jp-LauncherCard", has_text="Runs").first.click()
+    dashboard = lab.page.locator(".jp-Tinker-dashboard:visible")
+    until(lambda: lab.drawn_steps(dashboard) == list(range(1, 5)))
+    external.train(3)
+    until(lambda: lab.drawn_steps(dashboard) == list(range(1, 8)))
+    expect(status).to_contain_text("step 7")
+
+
+def test_shortcuts_steer_the_run_in_view_and_a_pause_is_told(lab: Lab, external: External) -> None:
+    newer = External(external.server)
+    lab.open_desk()
+    dashboard = _dashboard(lab, external)
+    until(lambda: lab.drawn_steps(dashboard) == list(range(1, external.steps + 1)))
+
+    def press(key: str) -> None:
+        lab.page.keyboard.press("Alt+t")
+        lab.page.keyboard.press(key)
+
+    press("h")
+    until(lambda: external.controls["learning_rate_scale"] == 0.5)
+    press("h")
+    until(lambda: external.controls["learning_rate_scale"] == 0.25)
+    dashboard.get_by_label("Learning rate scale, exactly").focus()
+    press("2")
+    until(lambda: external.controls["learning_rate_scale"] == 0.5)
+    press("r")
+    until(lambda: external.controls["learning_rate_scale"] == 1)
+    press("p")
+    toast = _toast(lab.page, f"Run {external.short} is paused at step 4")
+    expect(toast).to_be_visible()
+    expect(_row(_sidebar(lab), external).locator(".jp-Tinker-state")).to_have_text("paused")
+    _keep(lab.page, "paused")
+    toast.get_by_role("button", name="Resume").click()
+    until(lambda: not external.controls["paused"])
+    assert newer.controls["learning_rate_scale"] == 1
+    assert not newer.controls["paused"]
+
+
+def test_guards_are_told_and_settings_silence_pauses(lab: Lab, external: External) -> None:
+    lab.open_desk()
+    expect(lab.page.locator(".jp-Tinker-status")).to_contain_text("step 4")
+    external.steer(guards={"plateau": {"min_delta": 100.0, "patience": 2}})
+    external.train(3)
+    guard = _toast(lab.page, f"Run {external.short} is paused by a guard at step")
+    expect(guard).to_have_count(1)
+    expect(_toast(lab.page, external.short)).to_have_count(1)
+    external.steer(guards={"plateau": None}, paused=False)
+    lab.page.evaluate(
+        """() => window.jupyterapp.serviceManager.settings.save(
+             "jupyter-tinker:plugin", '{"notifications": {"paused": false}}')"""
+    )
+    lab.page.reload()
+    lab.page.wait_for_function("window.jupyterapp?.restored")
+    expect(lab.page.locator(".jp-Tinker-status")).to_contain_text("step 7")
+    # Neither what happened before the page was opened, nor a pause.
+    external.steer(paused=True)
+    expect(lab.page.locator(".jp-Tinker-status")).to_contain_text("paused")
+    external.steer(paused=False, guards={"plateau": {"min_delta": 100.0, "patience": 1}})
+    external.train(2)
+    expect(guard).to_have_count(1)
+    expect(_toast(lab.page, external.short)).to_have_count(1)
+    external.steer(guards={"plateau": None}, paused=False)
+    lab.page.evaluate(
+        """() => window.jupyterapp.serviceManager.settings.save("jupyter-tinker:plugin", '{}')"""
+    )
+
+
+def test_runs_are_compared_and_the_layout_comes_back(lab: Lab, external: External) -> None:
+    other = External(external.server)
+    other.train(6)
+    lab.open_desk()
+    sidebar = _sidebar(lab)
+    for run in (external, other):
+        row = _row(sidebar, run)
+        expect(row.locator(".jp-Tinker-numbers")).to_contain_text(f"step {run.steps}")
+        expect(row.get_by_role("img")).to_have_attribute(
+            "aria-label", re.compile(rf"over the last {run.steps} steps")
+        )
+        row.get_by_role("checkbox").check()
+    sidebar.get_by_role("button", name="Compare 2 runs").click()
+    dashboard = lab.page.locator(".jp-Tinker-dashboard:visible")
+    until(lambda: sorted(lab.drawn_steps(dashboard)) == sorted([*range(1, 5), *range(1, 7)]))
+    _keep(lab.page, "compared")
+    workspace = lab.page.url.split("/workspaces/")[1].split("?")[0].split("/")[0]
+    jupyters = {"Authorization": f"token {lab.server.token}"}
+
+    def saved() -> Any:
+        path = f"lab/api/workspaces/{workspace}"
+        return lab.server.fetch(path, headers=jupyters)[1].get("data", {})
+
+    until(lambda: any(name.startswith("jupyter-tinker:") for name in saved()))
+    until(lambda: "tinker-dashboard" in str(saved().get("layout-restorer:data")))
+    lab.page.reload()
+    title = f"Run {other.short} + 1"
+    expect(lab.page.get_by_role("tab", name=title)).to_be_visible()
+    until(lambda: sorted(lab.drawn_steps(dashboard)) == sorted([*range(1, 5), *range(1, 7)]))
+    expect(lab.page.get_by_role("region", name="Tinker", exact=True)).to_be_visible()
+
+
+def test_keys_are_shown_once_and_revoked(lab: Lab) -> None:
+    lab.open_desk()
+    sidebar = _sidebar(lab)
+    name = sidebar.get_by_label("Name of a new key")
+    name.fill("a laptop")
+    name.press("Enter")
+    secret = sidebar.locator(".jp-Tinker-secret code")
+    key = secret.inner_text()
+    assert lab.server.fetch("tinker/status", key=key)[0] == 200
+    _keep(lab.page, "key")
+    name.fill("a laptop")
+    name.press("Enter")
+    expect(sidebar.get_by_role("alert")).to_contain_text("There is a key named 'a laptop' already")
+    sidebar.get_by_role("button", name="Hide").click()
+    assert key not in lab.page.content()
+    sidebar.get_by_role("button", name="Revoke the key a laptop").click()
+    dialog = lab.page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Cancel").click()
+    assert lab.server.fetch("tinker/status", key=key)[0] == 200
+    sidebar.get_by_role("button", name="Revoke the key a laptop").click()
+    dialog.get_by_role("button", name="Revoke").click()
+    expect(sidebar.locator(".jp-Tinker-line[data-revoked]")).to_contain_text("a laptop")
+    assert lab.server.fetch("tinker/status", key=key)[0] == 401
+
+
+def test_a_busy_kernel_a_reload_and_a_restart_leave_it_as_it_is(lab: Lab) -> None:
+    before = len(lab.runs())
+    lab.open(PANEL, lab.loop())
+    lab.run_all()
+    until(lambda: len(lab.runs()) > before)
+    run = lab.runs()[0]
+    until(lambda: len(lab.steps(run)) >= 5)
+    lab.command("tinker:open-dashboard", run=run)
+    dashboard = lab.page.locator(".jp-Tinker-dashboard")
+    until(lambda: len(lab.drawn_steps(dashboard)) > 5)
+    # The panel in the notebook, the dashboard and all the rest come by one stream.
+    assert lab.page.evaluate("globalThis[Symbol.for('jupyter_tinker.feeds')].size") == 1
+    workspace = lab.page.url.split("/workspaces/")[1].split("?")[0].split("/")[0]
+    jupyters = {"Authorization": f"token {lab.server.token}"}
+    saved = f"lab/api/workspaces/{workspace}"
+    until(lambda: "tinker-dashboard" in str(lab.server.fetch(saved, headers=jupyters)[1]))
+    lab.page.reload()
+    until(lambda: dashboard.count() and lab.drawn_steps(dashboard))
+    drawn = lab.drawn_steps(dashboard)[-1]
+    until(lambda: lab.drawn_steps(dashboard)[-1] > drawn + 5)
+    (session,) = lab.server.fetch("api/sessions", headers=jupyters)[1]
+    assert session["kernel"]["execution_state"] == "busy"
+    _keep(lab.page, "busy")
+
+    dashboard.evaluate("node => { node.untouched = true; }")
+    path = f"api/kernels/{session['kernel']['id']}/restart"
+    assert lab.server.fetch(path, method="POST", headers=jupyters)[0] == 200
+    other = External(lab.server)
+    other.train(3)
+    lab.command("tinker:open-dashboard", run=other.id)
+    shown = lab.page.locator(".jp-Tinker-dashboard:visible")
+    until(lambda: lab.drawn_steps(shown) == [1, 2, 3])
+    untouched = "nodes => nodes.map(node => node.untouched ?? false)"
+    assert sorted(dashboard.evaluate_all(untouched)) == [False, True]
+    assert lab.steps(run)[-1]["step"] >= drawn + 5
+
+
+def test_the_sidebar_and_a_dashboard_in_the_dark(lab: Lab, external: External) -> None:
+    lab.open_desk()
+    dashboard = _dashboard(lab, external)
+    external.train(20)
+    sidebar = _sidebar(lab)
+    expect(_row(sidebar, external).locator(".jp-Tinker-numbers")).to_contain_text("step 24")
+    _keep(lab.page, "dashboard-light")
+    ground = "node => getComputedStyle(node).backgroundColor"
+    light = [part.evaluate(ground) for part in (sidebar, dashboard)]
+    lab.command("apputils:change-theme", theme=DARK)
+    until(lambda: sidebar.evaluate(ground) != light[0])
+    assert dashboard.evaluate(ground) != light[1]
+    text = "chart => chart.layout.font.color"
+    colour = "node => getComputedStyle(node).getPropertyValue('--jp-ui-font-color1').trim()"
+    until(lambda: dashboard.locator(".jt-chart").evaluate(text) == dashboard.evaluate(colour))
+    _keep(lab.page, "dashboard-dark")
+    lab.command("apputils:change-theme", theme="JupyterLab Light")
+    until(lambda: sidebar.evaluate(ground) == light[0])
+
+
+@pytest.mark.parametrize("place", ["tree", "notebook"])
+def test_notebook_7(lab: Lab, external: External, place: str) -> None:
+    if place == "notebook":
+        (lab.server.home / "root" / "empty.ipynb").write_text(
+            '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+        )
+    lab.open_desk("tree" if place == "tree" else "notebooks/empty.ipynb")
+    lab.command("apputils:activate-command-palette")
+    lab.page.keyboard.type("tinker")
+    for label in COMMANDS:
+        expect(lab.page.locator(".lm-CommandPalette-itemLabel", has_text=label)).to_be_visible()
+    lab.page.keyboard.press("Escape")
+    dashboard = _dashboard(lab, external)
+    until(lambda: lab.drawn_steps(dashboard) == list(range(1, 5)))
+    external.steer(paused=True)
+    expect(_toast(lab.page, f"Run {external.short} is paused")).to_be_visible()
+    _keep(lab.page, f"notebook-7-{place}")
+    external.steer(paused=False)
