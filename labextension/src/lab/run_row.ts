@@ -35,7 +35,7 @@ export class RunRow {
     const head = h("div", { class: "jp-Tinker-line" }, this.box, this.name, this.state);
     const curve = h("div", { class: "jp-Tinker-line" }, this.numbers, this.pause);
     curve.prepend(this.sparkline.element);
-    this.element = h("li", { class: "jp-Tinker-run" }, head, curve, this.from);
+    this.element = h("li", { class: "jp-Tinker-run", "data-run": run }, head, curve, this.from);
   }
 
   show(run: ListedRun, losses: readonly number[], chosen: boolean, live: boolean): void {

@@ -45,6 +45,9 @@ export class RunsSection implements Section {
   private readonly past = new Group("Past");
   private readonly rows = new Map<string, RunRow>();
   private readonly chosen = new Set<string>();
+  /** Rows that somebody has seen: only of these the past is asked for. */
+  private readonly seen = new Set<string>();
+  private readonly observer = new IntersectionObserver((entries) => this.see(entries));
   private readonly compare = h("button", {
     type: "button",
     class: "jp-Tinker-button",
@@ -87,22 +90,35 @@ export class RunsSection implements Section {
     this.showCompare();
   }
 
-  dispose(): void {}
+  dispose(): void {
+    this.observer.disconnect();
+  }
+
+  private see(entries: readonly IntersectionObserverEntry[]): void {
+    for (const { isIntersecting, target } of entries) {
+      const run = (target as HTMLElement).dataset.run;
+      if (isIntersecting && run) this.seen.add(run);
+    }
+    this.show();
+  }
 
   private row(run: ListedRun): RunRow {
     let row = this.rows.get(run.run_id);
     if (!row) {
       row = new RunRow(run.run_id, this.rowActions);
       this.rows.set(run.run_id, row);
+      this.observer.observe(row.element);
     }
     const { losses, live } = this.board;
-    losses.want(run.run_id, run.last_step);
+    if (this.seen.has(run.run_id)) losses.want(run.run_id, run.last_step);
     row.show(run, losses.of(run.run_id), this.chosen.has(run.run_id), live);
     return row;
   }
 
   private forget(run: string): void {
+    this.observer.unobserve(this.rows.get(run)!.element);
     this.rows.delete(run);
+    this.seen.delete(run);
     this.chosen.delete(run);
   }
 
