@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
 
 from tests.browser.lab import Lab
 from tests.servers import Server, start_server
@@ -41,6 +41,7 @@ def _chromium() -> tuple[str | None, str]:
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
     """Only while it is used: its loop runs all the time, so that no other could in this process."""
+    expect.set_options(timeout=60_000)  # a busy machine is slow, and not wrong
     with sync_playwright() as started:
         yield started
 

@@ -45,10 +45,9 @@ export class Dashboard extends Widget {
       baseUrl: this.tinker.baseUrl,
       run,
       compared,
+      shortcuts: true,
       onChange: (choice, shown) => this.follow(choice, shown?.run_id ?? null),
     });
-    // In a tab of its own, JupyterLab's shortcuts are as welcome as anywhere.
-    this.node.querySelector(".jt-panel")?.removeAttribute("data-lm-suppress-shortcuts");
   }
 
   private follow(choice: Choice, shown: string | null): void {

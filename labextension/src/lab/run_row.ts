@@ -18,7 +18,8 @@ export class RunRow {
   private readonly name = h("button", { type: "button", class: "jp-Tinker-name" });
   private readonly state = h("span", { class: "jp-Tinker-state" });
   private readonly sparkline = new Sparkline();
-  private readonly numbers = h("span", { class: "jp-Tinker-numbers" });
+  private readonly step = h("div");
+  private readonly loss = h("div");
   private readonly from = h("div", { class: "jp-Tinker-from" });
   private readonly box = h("input", { type: "checkbox" });
   private readonly pause = h("button", { type: "button", class: "jp-Tinker-small" });
@@ -33,7 +34,8 @@ export class RunRow {
     this.box.addEventListener("change", () => this.actions.choose(run, this.box.checked));
     this.box.setAttribute("aria-label", `Compare run ${shortName(run)}`);
     const head = h("div", { class: "jp-Tinker-line" }, this.box, this.name, this.state);
-    const curve = h("div", { class: "jp-Tinker-line" }, this.numbers, this.pause);
+    const numbers = h("div", { class: "jp-Tinker-numbers" }, this.step, this.loss);
+    const curve = h("div", { class: "jp-Tinker-line" }, numbers, this.pause);
     curve.prepend(this.sparkline.element);
     this.element = h("li", { class: "jp-Tinker-run", "data-run": run }, head, curve, this.from);
   }
@@ -47,7 +49,8 @@ export class RunRow {
     this.sparkline.show(losses);
     this.sparkline.element.toggleAttribute("hidden", losses.length < 2);
     const { last_step: last } = run;
-    say(this.numbers, last ? `step ${last.step} · loss ${short(last.loss_mean)}` : "no step yet");
+    say(this.step, last ? `step ${last.step}` : "no step yet");
+    say(this.loss, last ? `loss ${short(last.loss_mean)}` : "");
     say(this.from, `${when(run.created_at)} · ${ownerWords(run.owner)}${rank(run)}`);
     this.from.title = `Session ${run.session_id}`;
     this.box.checked = chosen;

@@ -24,6 +24,8 @@ export interface Options {
   compared?: readonly string[];
   /** Another way to the server than the page's own. */
   transport?: Transport;
+  /** Whether JupyterLab's shortcuts work here, too: in a notebook they would run its cells. */
+  shortcuts?: boolean;
   /** Called with every change of what is shown: the choice, and the run itself. */
   onChange?: (choice: Choice, run: Run | null) => void;
 }
@@ -101,8 +103,8 @@ class View implements Panel {
         class: "jt-panel",
         "aria-label": "Tinker run",
         // JupyterLab's shortcuts are not meant for what is typed here.
-        "data-lm-suppress-shortcuts": "true",
-        keydown: (event) => event.stopPropagation(),
+        "data-lm-suppress-shortcuts": !this.options.shortcuts,
+        keydown: (event) => this.options.shortcuts || event.stopPropagation(),
       },
       h("style", {}, STYLE),
       h("div", { class: "jt-head" }, this.picker.element, badges),
