@@ -41,7 +41,7 @@ def _chromium() -> tuple[str | None, str]:
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
     """Only while it is used: its loop runs all the time, so that no other could in this process."""
-    expect.set_options(timeout=60_000)  # a busy machine is slow, and not wrong
+    expect.set_options(timeout=30_000)  # a busy machine is slow, and not wrong
     with sync_playwright() as started:
         yield started
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
@@ -88,6 +89,24 @@ def _dashboard(lab: Lab, run: External) -> Locator:
     return dashboard
 
 
+def _palette(lab: Lab) -> set[str]:
+    """What the palette offers of Tinker. It closes when a page that still opens takes the focus."""
+    field = lab.page.locator(".lm-CommandPalette-input")
+    items = lab.page.locator(".lm-CommandPalette-item")
+
+    def offered() -> set[str]:
+        if not field.is_visible():
+            lab.command("apputils:activate-command-palette")
+            lab.page.wait_for_timeout(500)
+        if field.is_visible():
+            field.fill("tinker")
+            lab.page.wait_for_timeout(500)
+        return {text for text in items.all_inner_texts() if text}
+
+    until(lambda: len(offered()) >= len(COMMANDS))
+    return offered()
+
+
 def _drawn_ends(dashboard: Locator) -> list[int]:
     """The last steps of all curves of a dashboard, as they are drawn."""
     ends = "chart => (chart.data ?? []).map(({ x }) => x[x.length - 1]).filter(Boolean)"
@@ -104,13 +123,9 @@ def test_the_palette_the_launcher_and_the_status_bar(lab: Lab, external: Externa
     expect(status).to_have_text(
         re.compile(rf"^Tinker engine running · step {external.steps} · loss \d")
     )
-    lab.command("apputils:activate-command-palette")
-    lab.page.keyboard.type("tinker")
+    offered = _palette(lab)
     for label in COMMANDS:
-        expect(lab.page.locator(".lm-CommandPalette-itemLabel", has_text=label)).to_be_visible()
-    expect(
-        lab.page.locator(".lm-CommandPalette-item", has_text="Pause the Current Run")
-    ).to_contain_text("Alt+T")
+        assert any(label in item and "Alt+T" in item for item in offered), offered
     _keep(lab.page, "palette")
     lab.page.keyboard.press("Escape")
     lab.page.locator(".jp-LauncherCard", has_text="Runs").first.click()
@@ -297,14 +312,14 @@ def test_the_sidebar_and_a_dashboard_in_the_dark(lab: Lab, external: External) -
 @pytest.mark.parametrize("place", ["tree", "notebook"])
 def test_notebook_7(lab: Lab, external: External, place: str) -> None:
     if place == "notebook":
-        (lab.server.home / "root" / "empty.ipynb").write_text(
-            '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
-        )
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(notebook, lab.server.home / "root" / "empty.ipynb")
     lab.open_desk("tree" if place == "tree" else "notebooks/empty.ipynb")
-    lab.command("apputils:activate-command-palette")
-    lab.page.keyboard.type("tinker")
+    offered = _palette(lab)
+    _keep(lab.page, f"notebook-7-{place}-palette")
     for label in COMMANDS:
-        expect(lab.page.locator(".lm-CommandPalette-itemLabel", has_text=label)).to_be_visible()
+        assert any(label in item for item in offered), offered
     lab.page.keyboard.press("Escape")
     dashboard = _dashboard(lab, external)
     until(lambda: lab.drawn_steps(dashboard) == list(range(1, 5)))

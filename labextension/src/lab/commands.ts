@@ -14,6 +14,9 @@ const BRIEF = { autoClose: 4_000 } as const;
 type Change = (controls: ListedRun["controls"]) => Record<string, unknown>;
 
 class Steerer {
+  /** What was said last: of several changes in a row only the newest is worth a place. */
+  private told = "";
+
   constructor(
     private readonly tinker: ITinker,
     private readonly dashboards: IDashboards,
@@ -42,11 +45,16 @@ class Steerer {
       const after = await transport.post<ListedRun["controls"]>(path, fields);
       // A pause is told of by its event.
       const text = said(fields, after);
-      if (text) Notification.success(`Run ${shortName(run.run_id)}: ${text}`, BRIEF);
+      if (text) this.tell(`Run ${shortName(run.run_id)}: ${text}`);
     } catch (error) {
       Notification.error(error instanceof Error ? error.message : String(error));
     }
     board.refreshSoon();
+  }
+
+  private tell(text: string): void {
+    if (this.told) Notification.dismiss(this.told);
+    this.told = Notification.success(text, BRIEF);
   }
 }
 
