@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,28 @@ def test_guards_are_told_and_settings_silence_pauses(lab: Lab, external: Externa
     lab.page.evaluate(
         """() => window.jupyterapp.serviceManager.settings.save("jupyter-tinker:plugin", '{}')"""
     )
+
+
+def test_a_dead_engine_a_revival_and_an_end_are_told(lab: Lab, external: External) -> None:
+    lab.open_desk()
+    sidebar = _sidebar(lab)
+    live, past = (sidebar.get_by_role("list", name=f"{name} runs") for name in ("Live", "Past"))
+    expect(live).to_contain_text(external.short)
+    pid = lab.server.engine_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    expect(_toast(lab.page, "The engine died")).to_be_visible()
+    external.train(2)
+    expect(_toast(lab.page, f"Run {external.short} is back at step 4")).to_be_visible()
+    expect(sidebar.get_by_text("running", exact=True)).to_be_visible()
+    status, _ = external.post(
+        f"sessions/{external.session_id}/finish", {"reason": {"type": "success"}}
+    )
+    assert status == 200
+    expect(_toast(lab.page, f"Run {external.short} has ended")).to_be_visible()
+    expect(past).to_contain_text(external.short)
+    expect(live.get_by_role("button", name=f"Pause run {external.short}")).to_have_count(0)
+    _keep(lab.page, "past")
 
 
 def test_runs_are_compared_and_the_layout_comes_back(lab: Lab, external: External) -> None:
