@@ -27,6 +27,11 @@ test("a guard that pauses is told of once", () => {
   expect(room.news(of(4, "paused", why), 0)).not.toBeNull();
 });
 
+test("a reason names the run as shortly as the rest does", () => {
+  const news = new Newsroom().news(of(1, "run_ended", { reason: `${RUN} is over.` }), 0);
+  expect(news!.text).toBe("Run 3b84f8e2:0 has ended at step 5. 3b84f8e2:0 is over.");
+});
+
 test("a step that is skipped pauses nothing", () => {
   const news = new Newsroom().news(of(1, "guard", { reason: "nan", paused: false }), 0);
   expect(news).toMatchObject({ kind: "diverged", type: "warning", resumable: false });

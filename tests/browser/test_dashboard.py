@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -350,3 +351,23 @@ def test_notebook_7(lab: Lab, external: External, place: str) -> None:
     expect(_toast(lab.page, f"Run {external.short} is paused")).to_be_visible()
     _keep(lab.page, f"notebook-7-{place}")
     external.steer(paused=False)
+
+
+def test_a_server_below_a_base_url(page: Page, start_lab: Callable[..., Server]) -> None:
+    server = start_lab(base_url="/user/ada/")
+    lab, external = Lab(page, server), External(server)
+    external.train(4)
+    lab.open_desk()
+    dashboard = _dashboard(lab, external)
+    until(lambda: lab.drawn_steps(dashboard) == list(range(1, 5)))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.keyboard.press("Alt+t")
+    page.keyboard.press("h")
+    until(lambda: external.controls["learning_rate_scale"] == 0.5)
+    external.train(1)
+    until(lambda: lab.drawn_steps(dashboard) == list(range(1, 6)))
+    ours = [url for url in asked if "tinker" in url]
+    assert ours
+    assert all(url.startswith(server.url) for url in ours), ours
+    server.stop()

@@ -24,7 +24,7 @@ export class KeysSection implements Section {
   private readonly name = h("input", {
     type: "text",
     class: "jp-Tinker-input",
-    placeholder: "name, such as laptop",
+    placeholder: "a name",
     "aria-label": "Name of a new key",
     maxlength: 100,
     required: true,

@@ -32,8 +32,10 @@ export class Newsroom {
 
   private read(event: TinkerEvent): News | null {
     const { run_id: run, data } = event;
-    const reason = String(data.reason ?? "");
-    const who = `Run ${shortName(run ?? "")}`;
+    const name = shortName(run ?? "");
+    const told = String(data.reason ?? "");
+    const reason = run === null ? told : told.replaceAll(run, name);
+    const who = `Run ${name}`;
     const at = event.step === null ? "" : ` at step ${event.step}`;
     const made = (kind: Notice, type: News["type"], text: string): News => {
       const resumable = kind === "paused" || data.paused === true;
@@ -56,7 +58,7 @@ export class Newsroom {
       case "run_revived":
         return made("revived", "success", `${who} is back${at}, after ${seconds(data.seconds)}.`);
       case "engine_died":
-        return made("engine", "error", `The engine died and is started anew: ${reason}`);
+        return made("engine", "error", "The engine died. It is started anew, and its runs go on.");
       default:
         return null;
     }
