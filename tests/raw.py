@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,12 @@ class RawRun:
     def optim_step(self, seq_id: int, learning_rate: float = 1e-2, **fields: Any) -> str:
         adam = {"learning_rate": learning_rate, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
         return self.submit("optim_step", seq_id, adam_params={**adam, **fields})
+
+    def train(self, steps: Iterable[int]) -> None:
+        """Make these steps, the first of which is 1, one after the other."""
+        for step in steps:
+            self.loss(self.forward_backward(2 * step - 1, some_data(step)))
+            self.result(self.optim_step(2 * step))
 
     def poll(self, request_id: str) -> tuple[int, Any]:
         return self.post("retrieve_future", {"request_id": request_id})

@@ -15,8 +15,8 @@ from ..server.database import Database
 from ..server.export import Form, Source, export, find, source, warning
 from ..server.extension import TinkerExtension
 from ..server.journal import Journal
-from ..server.pull import terminal_progress
 from .base import Command
+from .progress import terminal_progress
 
 
 class ExportCommand(Command):
@@ -62,7 +62,7 @@ class ExportCommand(Command):
             self.fail("an adapter is copied as it is; --dtype goes with --merged or --gguf")
         out = Path(arguments[1])
         found = asyncio.run(self._find(arguments[0], base=form != "adapter"))
-        with terminal_progress(quiet=not sys.stderr.isatty()) as report:
+        with terminal_progress() as report:
             export(found, out, form, dtype=self.dtype or None, force=self.force, progress=report)
         what = "" if form == "adapter" else f", merged into {found.base_model}"
         print(f"{out} holds {found.path}{what}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..server.catalog import format_models
-from ..server.pull import pull, terminal_progress
+from ..server.pull import pull
 from .base import Command
+from .progress import terminal_progress
 
 
 class ModelsCommand(Command):

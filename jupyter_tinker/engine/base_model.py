@@ -24,8 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from ..wire.ops import EngineOptions, OpError
 from .batch import Limits
+from .loading import counted_weights
 from .logprobs import OutputLayer
 from .placement import Placement
+from .progress import Report, unheard
 
 Part = Literal["attn", "mlp", "unembed"]
 
@@ -84,7 +86,13 @@ class BaseModel:
         self._active = None
 
 
-def load(name: str, path: Path, options: EngineOptions, placement: Placement) -> BaseModel:
+def load(
+    name: str,
+    path: Path,
+    options: EngineOptions,
+    placement: Placement,
+    report: Report = unheard,
+) -> BaseModel:
     """The base model in the folder `path`."""
     if not (path / "config.json").is_file():
         raise OpError(f"base model {name!r} is not at {path}: no config.json there", "server")
@@ -92,7 +100,8 @@ def load(name: str, path: Path, options: EngineOptions, placement: Placement) ->
     if options.attention == "auto":
         kernels += [kernel for kernel in ("sdpa", "eager") if kernel not in kernels]
     try:
-        model = _from_pretrained(path, placement.torch_dtype, kernels)
+        with counted_weights(f"loading {name}", report):
+            model = _from_pretrained(path, placement.torch_dtype, kernels)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # what a wrong file makes transformers raise is open-ended

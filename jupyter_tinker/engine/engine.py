@@ -33,6 +33,7 @@ from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
 from .inference import Weights
+from .progress import Report, unheard
 from .sample import Sampling, copy_weights
 from .snapshot_writer import SnapshotWriter
 from .train import Run
@@ -54,6 +55,7 @@ class Engine:
         self.placement = placement.choose(self.options, placement.Machine.detect())
         self.sampling = Sampling()
         self.snapshots = SnapshotWriter()
+        self.report: Report = unheard  # is told how far a long operation is
 
     def handle(self, op: Op) -> Answer:
         """Do an operation, to its end."""
@@ -106,6 +108,7 @@ class Engine:
             memory_bytes=memory.used(self.placement.torch_device),
             base_models=[base.name for base in self.bases.values()],
             runs=list(self.runs),
+            memory_total_bytes=memory.total(self.placement.torch_device),
         ), []
 
     def create_run(self, op: ops.CreateRun) -> tuple[ops.RunInfo, Buffers]:
@@ -254,7 +257,9 @@ class Engine:
 
     def _base(self, name: str, path: str) -> BaseModel:
         if path not in self.bases:
-            self.bases[path] = base_model.load(name, Path(path), self.options, self.placement)
+            self.bases[path] = base_model.load(
+                name, Path(path), self.options, self.placement, self.report
+            )
         return self.bases[path]
 
     def _info(self, run: Run) -> ops.RunInfo:

@@ -3,8 +3,8 @@
     python -m jupyter_tinker.engine.export merged CHECKPOINT BASE_NAME BASE_PATH OUT [--dtype D]
 
 OUT is written in place: who wants it whole or not at all writes beside it and renames, as
-`jupyter tinker export` does. Progress goes to standard output, one line a stage: a fraction between
-0 and 1, a space, a text. What went wrong is the last line of standard error.
+`jupyter tinker export` does. Progress goes to standard output, in lines: a fraction between 0 and
+1, a space, the stage in words. What went wrong is the last line of standard error.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..wire.ops import OpError
 from . import gguf_file, merge
+from .progress import Report
 
 # What a tokenizer and `generate` read beside the weights. The base's own files: nothing that saves
 # them anew keeps every field.
@@ -47,11 +48,9 @@ def write_merged(checkpoint: Path, name: str, base: Path, out: Path, dtype: str 
     dtype = dtype or merge.own_dtype(base)
     if dtype not in merge.DTYPES:
         raise OpError(f"there is no dtype {dtype!r}; choose one of {', '.join(merge.DTYPES)}")
-    _report(0.05, f"Loading {name}")
-    merged = merge.load(checkpoint, name, base)
-    _report(0.4, "Merging the adapter")
+    merged = merge.load(checkpoint, name, base, _loading(name))
     tied = merged.tied
-    model = merged.fold(dtype)
+    model = merged.fold(dtype, lambda done: _report(0.4 + 0.3 * done, "Merging the adapter"))
     _report(0.7, f"Writing {dtype} safetensors")
     _save(model, out)
     _write_config(base, out, dtype, tied=tied)
@@ -65,8 +64,7 @@ def write_gguf(checkpoint: Path, name: str, base: Path, out: Path, dtype: str | 
     """Write the file `out`, which llama.cpp and its relatives load."""
     dtype = dtype or merge.own_dtype(base)
     vocabulary = gguf_file.check(base, dtype)
-    _report(0.05, f"Loading {name}")
-    merged = merge.load(checkpoint, name, base)
+    merged = merge.load(checkpoint, name, base, _loading(name))
 
     def tell(done: float) -> None:
         _report(0.4 + 0.6 * done, f"Writing {dtype} GGUF")
@@ -92,6 +90,10 @@ def _write_config(base: Path, out: Path, dtype: str, *, tied: bool) -> None:
         if not tied:
             part["tie_word_embeddings"] = False
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _loading(name: str) -> Report:
+    return lambda p: _report(0.05 + 0.35 * p.done / (p.total or 1), f"Loading {name}")
 
 
 def _report(fraction: float, text: str) -> None:

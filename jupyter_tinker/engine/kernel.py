@@ -20,6 +20,8 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 
 from ..wire import ops
+from ..wire.progress import MESSAGE, Progress
+from .progress import Sparing
 
 Answer = tuple[dict[str, Any], list[bytes]]
 _log = logging.getLogger("jupyter_tinker.engine")
@@ -58,6 +60,13 @@ class TinkerKernel(IPythonKernel):
             with suppress(RuntimeError):  # the kernel has ended, and nobody waits any more
                 loop.call_soon_threadsafe(send, reply)
 
+        def tell(progress: Progress) -> None:
+            # On IOPub: what goes on the shell channel is sent when the operation is done.
+            assert self.session is not None
+            told, topic = progress.to_json(), MESSAGE.encode()
+            self.session.send(self.iopub_socket, MESSAGE, told, parent, ident=topic)
+
+        self.engine.report = Sparing(tell)
         reply = _reply(content, lambda: self.engine.perform(ops.decode(content, buffers)))
         seconds = time.perf_counter() - started
         if isinstance(reply, Future):

@@ -7,6 +7,7 @@ nothing of the formats it is written in.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from .adapter import targets
 from .base_model import BaseModel
 from .checkpoint import Checkpoint
 from .placement import Placement
+from .progress import Report, unheard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -56,9 +58,12 @@ class Merged:
             value = value + self._scale * (b.float() @ a.float())
         return finite(value, name, "float32")
 
-    def fold(self, dtype: str) -> PreTrainedModel:
+    def fold(
+        self, dtype: str, report: Callable[[float], None] = lambda done: None
+    ) -> PreTrainedModel:
         """The model itself with these weights in `dtype`; what it had before is gone."""
-        for path in sorted(self._paths):
+        for number, path in enumerate(sorted(self._paths)):
+            report(number / len(self._paths))
             weight = finite(self.tensor(f"{path}.weight").to(DTYPES[dtype]), path, dtype)
             # A parameter of its own: the embedding it may have been tied to stays as it is.
             self.model.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
@@ -69,11 +74,11 @@ class Merged:
         return self.model
 
 
-def load(folder: Path, name: str, path: Path) -> Merged:
+def load(folder: Path, name: str, path: Path, report: Report = unheard) -> Merged:
     """The checkpoint in `folder`, and its base model `name` in `path`. Raises `OpError`."""
     dtype = "bfloat16" if own_dtype(path) == "bfloat16" else "float32"  # which holds float16 too
     placement = Placement("cpu", dtype, "sdpa", "for merging")
-    base = base_model.load(name, path, EngineOptions(), placement)
+    base = base_model.load(name, path, EngineOptions(), placement, report)
     return Merged(base, checkpoint.read(folder, base, optimizer=False, repair=False))
 
 

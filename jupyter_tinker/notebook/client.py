@@ -54,6 +54,11 @@ class Client:
         """The JSON that a body is answered with. Raises `RequestFailed`."""
         return self._json(self.open(path, body, timeout=timeout))
 
+    def put(self, path: str, body: dict[str, Any], *, timeout: float = _PATIENCE) -> Any:
+        """The JSON that a body in the place of what is at `path` is answered with. Raises
+        `RequestFailed`."""
+        return self._json(self.open(path, body, method="PUT", timeout=timeout))
+
     def delete(self, path: str, *, timeout: float = _PATIENCE) -> Any:
         """The JSON that deleting what is at `path` is answered with. Raises `RequestFailed`."""
         return self._json(self.open(path, method="DELETE", timeout=timeout))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from . import previews
+from .client import RequestFailed
 from .runs import Run
 
 RUN = """RUN is a run's id, a beginning of it that no other id has, `latest`, or `latest~N` for the
@@ -173,6 +175,54 @@ def _place(arguments: Sequence[str]) -> tuple[str, int]:
     return arguments[0], whole(arguments[1], "STEP")
 
 
+# The learning rate finder
+
+
+def _lr_find(
+    find: Find, arguments: Sequence[str], *, steps: int | None = None, batches: int | None = None
+) -> Answer:
+    settings: dict[str, Any] = {"steps": steps, "batches": batches}
+    match arguments:
+        case [name]:
+            pass
+        case [name, low, high]:
+            settings["min"] = _number(low, "the lowest learning rate")
+            settings["max"] = _number(high, "the highest learning rate")
+        case _:
+            raise Misuse
+    given = {key: value for key, value in settings.items() if value is not None}
+    run = find(name)
+    try:
+        found = run.lr_find(**given)
+    except KeyboardInterrupt:
+        raise RequestFailed(f"The sweep was cancelled; {run.id} is as it was.") from None
+    return Answer(str(found), found)
+
+
+# Previews
+
+
+def _preview(find: Find, arguments: Sequence[str], *, every: int | None = None) -> Answer:
+    if not arguments:
+        raise Misuse
+    name, *prompts = arguments
+    run = find(name)
+    fields: dict[str, Any] = {"prompts": prompts} if prompts else {}
+    if every is not None:
+        setting = run.preview(**fields, every=every or None)
+        return Answer(f"{run.id} answers {_asked(setting)}")
+    if fields:
+        run.preview(**fields)
+    return Answer(previews.words(run.preview_now()))
+
+
+def _asked(setting: dict[str, Any]) -> str:
+    count = len(setting["prompts"])
+    prompts = f"{count or 'no'} prompt{'' if count == 1 else 's'}"
+    every = setting["every"]
+    return f"{prompts}, {'on request only' if every is None else f'every {_counted(every)}'}"
+
+
 # Guards
 
 
@@ -289,6 +339,37 @@ COMMANDS = {
             _fork,
             "A client starts from it with create_training_client_from_state.",
             options=_BRANCH,
+        ),
+        Command(
+            "lr_find",
+            "lr_find RUN [FROM TO] [--steps N] [--batches N]",
+            "Find a learning rate for a run, on a copy of it.",
+            _lr_find,
+            """The copy makes steps with learning rates that rise exponentially from FROM to TO,
+    1e-6 and 1 if they are not given, with the run's own newest batches, until its loss diverges.
+    The run is left alone. Ctrl-C cancels the sweep.
+
+    Suggested is where the smoothed loss fell fastest, or a tenth of where it was lowest if that is
+    less.""",
+            ("lr_find latest", "lr_find latest 1e-5 1e-2 --steps 100"),
+            {
+                "steps": "Of so many learning rates, 10 to 200. Default: 60.",
+                "batches": "Of how many of its newest steps the data is used, 1 to 32. Default: 8.",
+            },
+            (("1e-6",), ("1", "1e-1")),
+        ),
+        Command(
+            "preview",
+            "preview RUN [PROMPT ...] [--every N]",
+            "Let a run answer prompts, now or while it trains.",
+            _preview,
+            """Up to five prompts. Without --every they are asked now, of the weights that the run
+    has, and the answers are printed; without a prompt, the ones that it was given last are.
+
+    With --every, the weights of every Nth step answer while the run trains; the panel shows them,
+    and Python has them as previews(). Its numbers do not depend on it.""",
+            ("preview latest 'Say hello.' --every 50", "preview latest"),
+            {"every": "Ask the weights of every Nth optimizer step; 0: on request only."},
         ),
         Command(
             "guard",

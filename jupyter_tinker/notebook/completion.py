@@ -65,6 +65,8 @@ def _arguments(command: Command, place: int, arguments: list[str]) -> list[str]:
             return [key["name"] for key in keys if not key["revoked_at"]]
         case "panel":
             return _runs()
+        case "tokens":
+            return [] if place else _runs()
     if command.name in COMMANDS:
         if place == 0:
             return _runs()

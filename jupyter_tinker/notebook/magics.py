@@ -12,19 +12,26 @@ from IPython.core.error import UsageError
 from . import completion
 from .client import RequestFailed
 from .commands import COMMANDS, Command, Misuse, whole
+from .kernel import tag_sessions, untag_sessions
 from .session import OWN, Session, Status
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 _HELP = ("-h", "--help")
+_SESSIONS: dict[InteractiveShell, Session] = {}
 
 
 def load(shell: InteractiveShell) -> None:
-    """Add `%tinker`; find this kernel's server and say so in a line, or why there is none."""
+    """Add `%tinker`; find this kernel's server and say so in a line, or why there is none. The
+    sessions of its clients are tagged as this kernel's."""
     session = Session(shell)
+    unload(shell)
     shell.magics_manager.register_function(magic(session), "line", "tinker")
+    _SESSIONS[shell] = session
+    session.progress.start()
     shell.Completer.custom_matchers.append(completion.complete)
+    tag_sessions()
     try:
         print(Status(session.client(), brief=True))
     except RequestFailed as error:
@@ -32,8 +39,11 @@ def load(shell: InteractiveShell) -> None:
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Take `%tinker` away."""
+    """Take `%tinker` away, and the tag."""
+    untag_sessions()
     shell.magics_manager.magics["line"].pop("tinker", None)
+    if (session := _SESSIONS.pop(shell, None)) is not None:
+        session.progress.stop()
     matchers = shell.Completer.custom_matchers
     if completion.complete in matchers:
         matchers.remove(completion.complete)

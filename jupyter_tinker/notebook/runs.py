@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from . import previews
 from .client import LONG, Client, RequestFailed, run_path
 from .connection import connect
 from .follow import follow
 from .lineage import line
 from .tables import RunList
+from .tokens import BatchList, Tokens, batches, tokens
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from plotly.graph_objects import Figure
+
+    from .lr_find import LrFind
 
 _PAGE = 1000
 _LEFT = object()  # what is left as it is
@@ -122,14 +126,7 @@ class Run:
     def history(self, *, branch: int | None = None, all_branches: bool = False) -> DataFrame:
         """`line`, or all steps, as a table of pandas. Raises `ImportError` where that is not
         installed."""
-        try:
-            import pandas
-        except ImportError:
-            raise ImportError(
-                "A history is a DataFrame of pandas, which is not installed here: "
-                "pip install pandas, or use steps(), a list of dictionaries."
-            ) from None
-        return pandas.DataFrame(self.steps() if all_branches else self.line(branch=branch))
+        return _table(lambda: self.steps() if all_branches else self.line(branch=branch))
 
     def figure(self, *, smoothing: float = 0.9) -> Figure:
         """A plotly figure of loss, gradient norm and learning rate as they are now, with what was
@@ -137,6 +134,23 @@ class Run:
         from .figures import figure
 
         return figure(self, smoothing=smoothing)
+
+    def batches(self, limit: int = 20) -> BatchList:
+        """The last batches that the run was trained on and whose tokens can be looked at, newest
+        first."""
+        return batches(self._client, self.id, limit)
+
+    def tokens(
+        self,
+        step: int | None = None,
+        *,
+        branch: int | None = None,
+        sequences: int = 4,
+        length: int = 256,
+    ) -> Tokens:
+        """The hardest sequences of a batch, the last one or that of a step, with every token's
+        log-probability. Of each sequence the `length` tokens with the highest loss."""
+        return tokens(self._client, self.id, step, branch, sequences, length)
 
     def pause(self) -> Run:
         """Let the run do nothing from its next training operation on; its client waits."""
@@ -168,6 +182,64 @@ class Run:
         )["path"]
         return path
 
+    def lr_find(
+        self,
+        *,
+        min: float = 1e-6,
+        max: float = 1.0,
+        steps: int = 60,
+        batches: int = 8,
+        stop_at: float = 4.0,
+        progress: bool = True,
+    ) -> LrFind:
+        """Sweep over learning rates on a copy of the run, which is left alone, and wait for it.
+
+        `steps` (10 to 200) learning rates rise exponentially from `min` to `max`, with the data of
+        the run's newest `batches` (up to 32) optimizer steps in turn. The sweep ends early where
+        the smoothed loss is above `stop_at` times its lowest. Ctrl-C cancels it. The method is
+        Smith's, https://arxiv.org/abs/1506.01186. Raises `RequestFailed`.
+        """
+        from .lr_find import find
+
+        settings = {"min": min, "max": max, "steps": steps, "batches": batches, "stop_at": stop_at}
+        return find(self._client, self.id, settings, progress=progress)
+
+    def preview(
+        self,
+        *,
+        prompts: Any = _LEFT,
+        every: Any = _LEFT,
+        max_tokens: Any = _LEFT,
+        temperature: Any = _LEFT,
+        seed: Any = _LEFT,
+        chat: Any = _LEFT,
+    ) -> dict[str, Any]:
+        """Set what the weights of a step are asked while the run trains; what is not named stays.
+
+        `prompts`: up to five; of `every` so many optimizer steps one answers, with None on request
+        only (`preview_now`). `max_tokens`, `temperature` and `seed`: how answers are sampled.
+        `chat`: whether a prompt goes into the model's chat template, with None where it has one.
+        Answers with all of it, as it is then. The run's numbers do not depend on it. Raises
+        `RequestFailed`.
+        """
+        given = {"prompts": prompts, "every": every, "max_tokens": max_tokens}
+        given |= {"temperature": temperature, "seed": seed, "chat": chat}
+        fields = {name: value for name, value in given.items() if value is not _LEFT}
+        return previews.change(self._client, self.id, fields)
+
+    def preview_now(self) -> dict[str, Any]:
+        """Ask the prompts now, of what the run is, also while it is paused; waits for the answers.
+        Raises `RequestFailed`."""
+        return previews.now(self._client, self.id)
+
+    def previews(self) -> DataFrame:
+        """What the prompts were answered with: a row for each step and prompt, oldest first.
+
+        `previews().pivot(index="step", columns="prompt", values="text")` has them side by side.
+        Raises `ImportError` where pandas is not installed.
+        """
+        return _table(lambda: previews.rows(previews.rounds(self._client, self.id)))
+
     def past_events(self, after: int = 0) -> list[dict[str, Any]]:
         """What happened to the run beside its steps, until now, oldest first."""
         return self._client.past_events(self.id, after)
@@ -180,6 +252,17 @@ class Run:
         """What is known without asking."""
         steps = f"step {self.last_step['step']}" if self.last_step else "no step yet"
         return f"<Run {self.id}: {self.known.get('base_model')}, {steps}>"
+
+
+def _table(rows: Callable[[], list[dict[str, Any]]]) -> DataFrame:
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError(
+            "A history is a DataFrame of pandas, which is not installed here: "
+            "pip install pandas, or use steps(), a list of dictionaries."
+        ) from None
+    return pandas.DataFrame(rows())
 
 
 def _place(step: int, branch: int | None) -> dict[str, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..wire.progress import in_words
+
 _OVERRIDES = ("learning_rate", "grad_clip_norm", "weight_decay")
 
 
@@ -26,10 +28,37 @@ def words(event: dict[str, Any]) -> str:
         case "run_revived":
             replayed = data.get("replayed")
             return f"revived in {data.get('seconds', 0):.1f} s; {replayed} operations made again"
+        case "lr_find_started":
+            return f"a sweep over learning rates began on a copy{by}"
+        case "lr_find_done":
+            return f"the sweep over learning rates {_found(data)}"
+        case "preview_changed":
+            count = len(data.get("prompts", ()))
+            every = data.get("every")
+            often = "on request only" if every is None else f"every {every} steps"
+            return f"previews{by}: {_prompts(count)}, {often}"
+        case "preview_sampled":
+            answered = sum(answer["error"] is None for answer in data.get("answers", ()))
+            told = data.get("error") or f"{_prompts(answered)} answered"
+            return f"preview{by}: {told}"
+        case "progress":
+            return in_words(data)
         case "run_unloaded":
             return "not in memory any more; it is brought back when it is needed"
     told = data.get("reason") or data.get("path") or (json.dumps(data) if data else "")
     return kind.replace("_", " ") + by + (f": {told}" if told else "")
+
+
+def _found(data: dict[str, Any]) -> str:
+    found = data.get("suggestion")
+    if found:
+        return f"suggests {found['learning_rate']:.2g}"
+    ended = {"done": "is done", "cancelled": "was cancelled"}.get(data["status"], "failed")
+    return ended if data["status"] == "cancelled" else f"{ended}: {data.get('message')}"
+
+
+def _prompts(count: int) -> str:
+    return "1 prompt" if count == 1 else f"{count} prompts"
 
 
 def _by(event: dict[str, Any]) -> str:

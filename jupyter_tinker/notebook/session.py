@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import connection
 from .client import Client
-from .commands import Answer, Command, Misuse
+from .commands import Answer, Command, Misuse, whole
+from .kernel import tag_sessions
+from .progress import Progress
 from .runs import Run, all_runs, resolve
 from .tables import RunList, keys_table
 
@@ -25,6 +27,7 @@ class Session:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
+        self.progress = Progress(shell, connection.find)
 
     def client(self) -> Client:
         """Raises `ConnectionFailed`."""
@@ -34,6 +37,7 @@ class Session:
         """Use this server from now on, if it answers. Raises `ConnectionFailed`."""
         client = connection.connect(url, key)
         os.environ[connection.URL], os.environ[connection.KEY] = client.url, client.key
+        tag_sessions()
         return self._use(client)
 
     def run(self, name: str) -> Run:
@@ -117,6 +121,20 @@ def _key(session: Session, arguments: Sequence[str]) -> Answer:
             raise Misuse
 
 
+def _progress(session: Session, arguments: Sequence[str]) -> Answer:
+    match arguments:
+        case ["on"]:
+            session.progress.start()
+        case ["off"]:
+            session.progress.stop()
+        case []:
+            pass
+        case _:
+            raise Misuse
+    shown = "shown" if session.progress.on else "not shown"
+    return Answer(f"What a waiting cell waits for is {shown}.")
+
+
 def _panel(session: Session, arguments: Sequence[str]) -> Answer:
     try:
         panel: Any = import_module("jupyter_tinker.notebook.panel").Panel
@@ -128,6 +146,18 @@ def _panel(session: Session, arguments: Sequence[str]) -> Answer:
         return Answer("", widgets.VBox([panel(run) for run in runs]))
     except (ImportError, FileNotFoundError) as error:
         raise Misuse(f"There is no panel here: {error}") from None
+
+
+def _tokens(session: Session, arguments: Sequence[str]) -> Answer:
+    match arguments:
+        case [name]:
+            step = None
+        case [name, text]:
+            step = whole(text, "STEP")
+        case _:
+            raise Misuse
+    shown = session.run(name).tokens(step)
+    return Answer(repr(shown), shown)
 
 
 OWN = {
@@ -158,6 +188,24 @@ OWN = {
             "Show curves and controls of runs, live.",
             _panel,
             "Without a run it follows what starts; of several, one stands below the other.",
+        ),
+        Command(
+            "tokens",
+            "tokens RUN [STEP]",
+            "Show the hardest sequences of a run's last batch, with tokens shaded by loss.",
+            _tokens,
+            "With a step those of its batch, if that is among the last that are kept.",
+            ("tokens latest", "tokens latest 400"),
+        ),
+        Command(
+            "progress",
+            "progress [on|off]",
+            "Show what the server is at, or not, while a cell waits for it.",
+            _progress,
+            """A bar in the output of a cell that has waited for two seconds: the engine starts, a
+            model is loaded, a run is replayed. It goes when that is done.""",
+            ("progress off",),
+            words=(("on", "off"),),
         ),
     )
 }

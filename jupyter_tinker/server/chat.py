@@ -24,7 +24,8 @@ _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the bytes of half a character 
 
 
 class Text:
-    """Translates between the text of one model and its tokens."""
+    """Translates between the text of one model and its tokens; `marks` are those tokens that are
+    no text, such as the end of a turn."""
 
     def __init__(
         self, tokenizer: Tokenizer, template: Template | None, special: dict[str, str]
@@ -32,6 +33,13 @@ class Text:
         self._tokenizer = tokenizer
         self._template = template
         self._special = special
+        known = tokenizer.get_added_tokens_decoder()
+        self.marks = frozenset(token for token, added in known.items() if added.special)
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._template is not None
 
     def encode(self, text: str) -> list[int]:
         """A prompt's tokens, with those that the tokenizer puts before every text."""
@@ -60,10 +68,11 @@ class Text:
 
 class TextStream:
     """Text of tokens that come one after another; a character is given once all its bytes are
-    there."""
+    there. With `special`, marks are shown."""
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: Text, *, special: bool = False) -> None:
         self._text = text
+        self._marked = special
         self._tokens: list[int] = []
         # Tokens are decoded together with a few before them, as some tokenizers need; text up to
         # `_read` and `_ahead` characters more was given.
@@ -72,8 +81,8 @@ class TextStream:
     def push(self, tokens: Iterable[int], *, last: bool = False) -> str:
         """The text that these tokens complete; all that is left, if they are the last."""
         self._tokens.extend(tokens)
-        before = self._text.decode(self._tokens[self._start : self._read])
-        decoded = self._text.decode(self._tokens[self._start :])
+        before = self._decode(self._tokens[self._start : self._read])
+        decoded = self._decode(self._tokens[self._start :])
         whole = decoded if last else decoded.rstrip(_UNFINISHED)
         new = whole[len(before) + self._ahead :]
         if whole == decoded:
@@ -81,6 +90,16 @@ class TextStream:
         else:
             self._ahead += len(new)
         return new
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return self._text.decode(tokens, special=self._marked)
+
+
+def pieces(text: Text, tokens: Sequence[int]) -> list[str]:
+    """What each token adds to the text of all, marks included. Of tokens that share a character,
+    the last has it, and the others add nothing."""
+    stream, last = TextStream(text, special=True), len(tokens) - 1
+    return [stream.push([token], last=place == last) for place, token in enumerate(tokens)]
 
 
 class StopFilter:

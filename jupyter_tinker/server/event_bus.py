@@ -27,8 +27,11 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
         "forked",
         "checkpoint_saved",
         "history_trimmed",
+        "lr_find_started",
+        "lr_find_done",
+        "preview_sampled",
     ),
-    "control": ("control_changed", "paused", "resumed", "guard"),
+    "control": ("control_changed", "paused", "resumed", "guard", "preview_changed"),
     "engine": ("engine_started", "engine_died"),
 }
 SCHEMAS = {kind: f"{_URI}/{group}/v1" for group, kinds in _KINDS.items() for kind in kinds}

@@ -21,6 +21,7 @@ from ..wire.events import Event, Kind, encode
 from . import event_history
 from .database import Database, after_commit
 from .event_ring import Encoded, Ring
+from .progress import Tasks
 from .schema import EventRow, StepRow
 from .watchers import TooManyWatchers, Watcher
 
@@ -49,8 +50,12 @@ class Events:
     `bus` is told of every event but steps, on the event loop.
     """
 
-    def __init__(self, database: Database, limits: EventLimits | None = None) -> None:
+    def __init__(
+        self, database: Database, limits: EventLimits | None = None, progress: Tasks | None = None
+    ) -> None:
         self.limits = limits or EventLimits()
+        self.progress = progress or Tasks()  # is told beside the events
+        self.progress.on_change = self._wake
         self.bus: Callable[[Event], None] | None = None
         self._db = database
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -69,6 +74,7 @@ class Events:
     async def close(self) -> None:
         """Let go of all watchers; what is recorded from now on is kept and not told."""
         self._closed = True
+        self.progress.close()
         watchers = list(self._watchers)
         for watcher in watchers:
             watcher.close()
@@ -157,11 +163,14 @@ class Events:
         if self._ring is None:
             self._ring = self._new_ring(fresh[0][0].id - 1)
         self._ring.extend([encoded for _, encoded in fresh])
-        for watcher in self._watchers:
-            watcher.wake()
+        self._wake()
         for event, _ in fresh:
             if event.kind != "step" and self.bus is not None:
                 self.bus(event)
+
+    def _wake(self) -> None:
+        for watcher in self._watchers:
+            watcher.wake()
 
     def _new_ring(self, newest: int) -> Ring:
         limits = self.limits
@@ -220,6 +229,9 @@ class Events:
 
     async def read(self, watcher: Watcher) -> list[bytes]:
         """What comes next for a watcher, whose cursor is moved; empty if there is nothing now."""
+        return await self._read_events(watcher) + self.progress.news(watcher.told, watcher.runs)
+
+    async def _read_events(self, watcher: Watcher) -> list[bytes]:
         assert self._ring is not None, "watch() opened it"
         ring, limits = self._ring, self.limits
         while watcher.cursor < ring.newest:

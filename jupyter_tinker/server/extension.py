@@ -64,7 +64,10 @@ class TinkerExtension(ExtensionApp):
         fails the requests behind it.""",
     )
     keep_results_seconds = Float(
-        3600.0, config=True, help="For how many seconds a result is kept after it was fetched."
+        3600.0,
+        config=True,
+        help="""For how many seconds a result is kept after it was fetched. Those of a run's last 16
+        forward_backward stay, so that their tokens can be looked at.""",
     )
     max_body_bytes = Integer(
         256 * 2**20,

@@ -164,6 +164,29 @@ class History:
         )
         return await self._db.call(lambda db: list(db.scalars(query)))
 
+    async def recent(self, run_id: str, place: Place, most: int) -> list[OperationRow]:
+        """The last operations that led to what a run is now, oldest first; not more than `most`."""
+        await self._backlog.flushed()
+        query = (
+            select(OperationRow)
+            .where(_within(OperationRow, run_id, place.lineage(place.head)))
+            .order_by(OperationRow.position.desc())
+            .limit(most)
+        )
+        return await self._db.call(lambda db: list(db.scalars(query))[::-1])
+
+    async def kept(self, request_ids: Sequence[str]) -> set[str]:
+        """Which of these requests' payloads are still there."""
+
+        def work(db: Session) -> set[str]:
+            found: set[str] = set()
+            for start in range(0, len(request_ids), _PAGE):
+                chosen = PayloadRow.request_id.in_(request_ids[start : start + _PAGE])
+                found |= set(db.scalars(select(PayloadRow.request_id).where(chosen)))
+            return found
+
+        return await self._db.call(work)
+
     async def payload(self, request_id: str) -> bytes:
         """What a request asked. Raises `HistoryGone`."""
         row = await self._db.call(lambda db: db.get(PayloadRow, request_id))

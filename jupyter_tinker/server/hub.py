@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from ..wire.progress import Progress as Bytes
 from .model_folder import InvalidModelError, check_architecture
 
 Progress = Callable[[str, float | None], None]  # what happens now; how much is done, 0 to 1
@@ -25,20 +28,50 @@ def fetch(name: str, cache: Path | None, report: Progress) -> Path:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    def download(patterns: list[str]) -> Path:
-        return Path(
-            snapshot_download(name, cache_dir=cache, allow_patterns=patterns, ignore_patterns="*/*")
+    def download(patterns: list[str], text: str) -> Path:
+        report(text, None)
+        folder = snapshot_download(
+            name,
+            cache_dir=cache,
+            allow_patterns=patterns,
+            ignore_patterns="*/*",
+            tqdm_class=_counting(text, report),
         )
+        return Path(folder)
 
     with _as_sentences(name):
         report(f"Looking up {name}", None)
         _check_listing(name, HfApi().list_repo_files(name))
         # The config first: a model of the wrong kind is refused before its gigabytes come.
-        check_architecture(download(_TEXTS))
-        report(f"Downloading the weights of {name}", None)
-        folder = download(_TEXTS + _WEIGHTS)
+        check_architecture(download(_TEXTS, f"Downloading the texts of {name}"))
+        folder = download(_TEXTS + _WEIGHTS, f"Downloading the weights of {name}")
     report(f"{name} is ready", 1.0)
     return folder
+
+
+def _counting(text: str, report: Progress) -> Any:
+    """A kind of bar for the hub's library, which draws one of its own: it counts bytes for ours."""
+    from tqdm.std import tqdm
+
+    furthest = 0.0
+
+    class Counting(tqdm):  # type: ignore[misc]
+        monitor_interval = 0  # no thread
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})
+
+        def display(self, *_: Any, **__: Any) -> None:
+            nonlocal furthest
+            if self.unit != "B" or not self.total:  # it counts files
+                return
+            part = min(1.0, self.n / self.total)
+            if part > furthest:  # there are bars for what is fetched and for what is written
+                furthest = part
+                report(str(Bytes(text, int(self.n), int(self.total), "bytes")), part)
+
+    return Counting
 
 
 def _check_listing(name: str, files: list[str]) -> None:

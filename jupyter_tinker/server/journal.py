@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, delete, exists, func, select, update
+from sqlalchemy.orm import Session, aliased
 
 from .backlog import Work
 from .database import Database
@@ -21,6 +21,7 @@ from .session_index import in_projects
 JSON_TYPE = "application/json"
 PROTOBUF_TYPE = "application/x-protobuf"
 _AT_ONCE = 500  # ids in one statement; databases bound their number
+_KEPT_BATCHES = 16  # results of forward_backward that are kept of each run, whoever fetched them
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ class Journal:
 
     async def session(self, session_id: str) -> SessionRow | None:
         return await self._db.call(lambda db: db.get(SessionRow, session_id))
+
+    async def tags(self, session_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The tags of sessions, by their ids."""
+        query = select(SessionRow.id, SessionRow.tags).where(SessionRow.id.in_(session_ids))
+        return await self._db.call(lambda db: {row.id: row.tags for row in db.execute(query)})
 
     async def finish_session(self, session_id: str, reason: str, detail: str | None) -> None:
         """The first reason stays."""
@@ -239,14 +245,19 @@ class Journal:
         await self._db.call(work)
 
     async def drop_results(self, retrieved_before: float) -> None:
-        """Let go of results that were fetched before a time; their rows stay."""
-        await self._db.call(
-            lambda db: db.execute(
-                update(RequestRow)
-                .where(RequestRow.retrieved_at < retrieved_before, RequestRow.result.is_not(None))
-                .values(result=None)
-            )
+        """Let go of results that were fetched before a time; their rows stay. The last that a run
+        was trained on are kept, to be looked into."""
+        query = select(RequestRow.id).where(
+            RequestRow.retrieved_at < retrieved_before, RequestRow.result.is_not(None)
         )
+
+        def work(db: Session) -> None:
+            ids = list(db.scalars(query.where(~_is_among_the_last_of_its_run())))
+            for start in range(0, len(ids), _AT_ONCE):
+                chosen = RequestRow.id.in_(ids[start : start + _AT_ONCE])
+                db.execute(update(RequestRow).where(chosen).values(result=None))
+
+        await self._db.call(work)
 
     async def abandon(self, request_id: str) -> None:
         """A request that is over and has no result."""
@@ -323,6 +334,25 @@ class Journal:
         )
         query = select(StepRow).where(StepRow.id.in_(newest))
         return await self._db.call(lambda db: {row.run_id: row for row in db.scalars(query)})
+
+
+def _is_among_the_last_of_its_run() -> ColumnElement[bool]:
+    """Whether a request's data is kept, and that of few of the same run that came later."""
+    later, own, others = aliased(RequestRow), aliased(PayloadRow), aliased(PayloadRow)
+    newer = (
+        select(later.id)
+        .join(others, others.request_id == later.id)
+        .where(later.run_id == RequestRow.run_id, later.seq_id > RequestRow.seq_id)
+        .where(later.kind == "forward_backward", later.result.is_not(None))
+        .limit(_KEPT_BATCHES)
+        .correlate(RequestRow)
+        .subquery()
+    )
+    return and_(
+        RequestRow.kind == "forward_backward",
+        exists().where(own.request_id == RequestRow.id),
+        select(func.count()).select_from(newer).scalar_subquery() < _KEPT_BATCHES,
+    )
 
 
 def _add_once(db: Session, request: RequestRow, payload: bytes) -> str:

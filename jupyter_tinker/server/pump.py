@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
+from itertools import chain
 from typing import Any, Protocol
 
 from ..wire import ops, sampling
@@ -236,7 +238,12 @@ class Pump:
         for job in self._held.values():
             held[job.target.name] += job.samples
 
+        now = time.monotonic()
+        urgent = any(not job.yields_until for job in chain(self._held.values(), self._line))
+
         def fits(job: Job) -> bool:
+            if urgent and job.yields_until > now:
+                return False
             before = held[job.target.name]
             return not before or before + job.samples <= self._max_samples
 

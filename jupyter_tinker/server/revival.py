@@ -12,11 +12,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from ..wire import ops, tinker
+from ..wire.progress import Progress
 from .checkpoints import Checkpoints, parse_path
 from .custom_losses import CustomLosses
 from .events import Events
 from .futures import new_id
 from .history import History, HistoryGone, Plan
+from .progress import Task
 from .runs import Run
 from .schema import OperationRow, SnapshotRow
 from .snapshots import Snapshots
@@ -46,6 +48,7 @@ class Revival:
         self._checkpoints = checkpoints
         self._custom_losses = custom_losses
         self._events = events
+        self._tasks = events.progress
         self._log = log
 
     async def hold(self, run: Run) -> None:
@@ -82,14 +85,15 @@ class Revival:
         while True:
             plan = await self._history.plan(run.id, run.place, position)
             try:
-                await self._begin(run, name, plan, generation)
+                with self._tasks.begin(Progress("restoring a snapshot"), run.id) as task:
+                    await self._begin(run, name, plan, generation)
+                    await self._replay(run, name, plan, generation, task)
             except _Damaged as damaged:
                 self._log.error("%s The one before it is used.", damaged)
                 assert plan.snapshot is not None
                 await self._snapshots.delete([plan.snapshot])
                 await self._events.emit(run.id, "guard", rule="snapshot", reason=str(damaged))
             else:
-                await self._replay(run, name, plan, generation)
                 return plan.steps
 
     @asynccontextmanager
@@ -122,11 +126,12 @@ class Revival:
                 raise _Damaged(plan.snapshot, error.message) from None
             raise
 
-    async def _replay(self, run: Run, name: str, plan: Plan, generation: int) -> None:
+    async def _replay(self, run: Run, name: str, plan: Plan, generation: int, task: Task) -> None:
         done = 0
         for operation in plan.operations:
             if name == run.id:
                 run.replay = (done, plan.steps)
+            task.update(Progress("replaying", done, plan.steps))
             op = await self._op(run, name, operation)
             if op is None:
                 continue

@@ -25,6 +25,7 @@ class Job:
     stream: Callable[[list[list[int]]], None] | None = None
     deaths: int = 0  # of engines that were at it
     streamed: bool = False
+    yields_until: float = 0.0  # monotonic: before this, others go first
 
     def operation(self) -> sampling.Sample:
         """What the engine is told of it."""

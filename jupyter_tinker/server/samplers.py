@@ -30,6 +30,25 @@ class Target:
     run: str | None = None  # whose weights it is a copy of, which are made again of its history
 
 
+_PREVIEW = ":preview:"
+_INFLIGHT = ":inflight"
+
+
+def inflight_of(run_id: str) -> str:
+    """The name of the copy that a run's `inflight` sampling sessions share."""
+    return f"{run_id}{_INFLIGHT}"
+
+
+def preview_of(run_id: str, mark: str) -> str:
+    """The name of a copy that a preview samples from, and nobody else."""
+    return f"{run_id}{_PREVIEW}{mark}"
+
+
+def is_snapshot(name: str) -> bool:
+    """Whether a copy of a run's weights is one of those that clients have made anew each time."""
+    return _PREVIEW not in name and not name.endswith(_INFLIGHT)
+
+
 def sampler_id(session_id: str, seq_id: int) -> str:
     """The id of the sampling session that a session counts as its `seq_id`-th."""
     return f"{session_id}:sample:{seq_id}"

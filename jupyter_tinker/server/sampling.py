@@ -23,7 +23,7 @@ from .journal import PROTOBUF_TYPE, Completion, Journal, Result
 from .pump import Engine, Pump
 from .runs import Run
 from .sample_jobs import Job, Outcome, copy_is_gone
-from .samplers import Samplers, Target, sampler_id
+from .samplers import Samplers, Target, inflight_of, is_snapshot, sampler_id
 from .schema import SamplerRow
 from .turns import Turns
 
@@ -159,7 +159,7 @@ class Sampling:
             )
         name = sampler_id(run.row.session_id, body.sampling_session_seq_id)
         if body.kind == "inflight":
-            name = f"{run.id}:inflight"
+            name = inflight_of(run.id)
         return Target(name, run.row.base_model, run.row.base_path, run=run.id)
 
     async def add_copy(self, run: Run, body: tinker.SaveWeightsForSampler, target: Target) -> str:
@@ -188,7 +188,7 @@ class Sampling:
 
     async def _drop_old_copies(self, run: Run) -> None:
         copies = self.pump.copies(run.id)
-        kept = [name for name in copies if not name.endswith(":inflight")]
+        kept = list(filter(is_snapshot, copies))
         excess = len(kept) - self._limits.max_copies
         dropped = [name for name in kept[:-1] if not self.pump.pending(name)][: max(excess, 0)]
         for name in dropped:

@@ -16,7 +16,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The revision that `migrations/versions` ends in; a test holds the two together.
-HEAD = "0005"
+HEAD = "0006"
 
 StrDict = dict[str, Any]
 
@@ -213,6 +213,17 @@ class StepRow(Base):
     compute_seconds: Mapped[float]
     wait_seconds: Mapped[float]
     memory_bytes: Mapped[int]
+
+
+class PreviewRow(Base):
+    """What a run is asked while it trains. The answers are events."""
+
+    __tablename__ = "previews"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    setting: Mapped[StrDict]  # of `wire.previews`
+    changed_at: Mapped[float]
+    changed_by: Mapped[str]
 
 
 class CheckpointRow(Base):

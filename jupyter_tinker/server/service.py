@@ -16,6 +16,7 @@ from typing import Any
 from ..wire import tinker
 from .audit import Audit
 from .backlog import Backlog
+from .batches import Batches
 from .catalog import Catalog
 from .checkpoints import Checkpoints
 from .copies import Copies
@@ -26,9 +27,14 @@ from .database import Database
 from .events import EventLimits, Events
 from .futures import Futures, Request, new_id
 from .history import History
+from .identity import identity
 from .journal import Journal
 from .keys import Keys
 from .lives import Copier, Lives
+from .lr_finder import LrFinder
+from .preview_store import PreviewStore
+from .previews import Previews
+from .progress import Tasks
 from .registry import Registry
 from .retention import Retention
 from .revival import Revival
@@ -87,14 +93,17 @@ class TinkerService:
         self.journal = Journal(database, server=uuid.uuid4().hex)
         self.keys = Keys(database)
         self.audit = Audit(database)
-        self.events = Events(database, event_limits)
+        self.progress = supervisor.progress = Tasks(log)
+        self.events = Events(database, event_limits, self.progress)
         self.checkpoints = Checkpoints(database, state_dir / "checkpoints")
         self.session_index = SessionIndex(database, state_dir / "checkpoints")
         self.copies = Copies(database, self.checkpoints)
         self.traces = Traces(database, state_dir / "traces")
+        self.batches = Batches(database)
         self._backlog = Backlog(database)
         self.futures = Futures(self.journal, self._backlog)
         self.signer = Signer()
+        self.identity = identity(state_dir)
         self._custom_losses = CustomLosses(database, supervisor, self.futures, log)
         self._database = database
         self._limits = limits
@@ -161,6 +170,15 @@ class TinkerService:
             saving=self.saving,
             log=log,
         )
+        self.previews = Previews(
+            store=PreviewStore(database, self._backlog, self.events),
+            supervisor=supervisor,
+            registry=self.registry,
+            revival=self._revival,
+            sampling=self.sampling,
+            spawn=self._spawn,
+            log=log,
+        )
         self.trainer = Trainer(
             supervisor=supervisor,
             journal=self.journal,
@@ -172,6 +190,7 @@ class TinkerService:
             snapshots=self.snapshots,
             turns=turns,
             stepped=self.steering.stepped,
+            preview=self.previews.stepped,
             log=log,
         )
         self.registry.trainer = self.trainer
@@ -185,6 +204,17 @@ class TinkerService:
             snapshots=self.snapshots,
             custom_losses=self._custom_losses,
             spawn=self._spawn,
+            log=log,
+        )
+        self.lr_finder = LrFinder(
+            supervisor=supervisor,
+            turns=turns,
+            history=self.history,
+            snapshots=self.snapshots,
+            revival=self._revival,
+            custom_losses=self._custom_losses,
+            events=self.events,
+            registry=self.registry,
             log=log,
         )
         self._creation = RunCreation(
@@ -233,6 +263,7 @@ class TinkerService:
         await self.events.close()
         for task in self._background:
             task.cancel()
+        await self.lr_finder.close()
         await self.registry.close()
         await self.sampling.close()
         await self.lives.farewell()

@@ -22,7 +22,9 @@ from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Enum, Float, Integer, Unicode
 from traitlets.config import LoggingConfigurable
 
-from ..wire import ops
+from ..wire import ops, progress
+from ..wire.progress import Progress
+from .progress import Task, Tasks
 
 # The address of a Unix socket must fit into 107 bytes; the port's number and a dash come behind.
 _LONGEST_IPC_PREFIX = 90
@@ -51,6 +53,7 @@ class _Asked:
 
     op: ops.Op
     answer: asyncio.Future[tuple[dict[str, Any], list[Any]]]
+    task: Task | None = None  # once the engine has said how far it is
 
 
 class EngineKernelManager(AsyncKernelManager):
@@ -121,6 +124,7 @@ class EngineSupervisor(LoggingConfigurable):
         self.generation = 0  # rises with every engine that was started
         self.busy_seconds = 0.0  # that engines have spent on operations
         self.status: ops.EngineStatus | None = None
+        self.progress = Tasks()
         self._manager: EngineKernelManager | None = None
         self._client: Any = None
         self._socket_dir: Path | None = None
@@ -190,6 +194,13 @@ class EngineSupervisor(LoggingConfigurable):
     # Starting and stopping
 
     async def _start(self) -> None:
+        with self.progress.begin(Progress("starting the engine")):
+            await self._start_kernel()
+        assert self.status is not None
+        self.log.info("Tinker engine started: %s", self.status.reason)
+        self.on_start(self.status)
+
+    async def _start_kernel(self) -> None:
         manager = self._make_manager()
         self._manager = manager
         env = {
@@ -204,10 +215,12 @@ class EngineSupervisor(LoggingConfigurable):
         try:
             await manager.start_kernel(env=env)
             self._client = manager.client()
-            self._client.start_channels(stdin=False, hb=False, iopub=False)
+            self._client.start_channels(stdin=False, hb=False)
+            _subscribe(self._client.iopub_channel.socket)
             self.generation += 1
             self._tasks = [
                 asyncio.create_task(self._receive()),
+                asyncio.create_task(self._hear()),
                 asyncio.create_task(self._watch(manager)),
             ]
             answer = self._answer(await self._send(ops.Start(self._options())))
@@ -218,8 +231,6 @@ class EngineSupervisor(LoggingConfigurable):
             reason = str(error) or type(error).__name__
             raise EngineNotStarted(f"the engine did not start: {reason}") from error
         self.status = ops.EngineStatus(**result)
-        self.log.info("Tinker engine started: %s", self.status.reason)
-        self.on_start(self.status)
 
     def _options(self) -> ops.EngineOptions:
         return ops.EngineOptions(
@@ -297,6 +308,8 @@ class EngineSupervisor(LoggingConfigurable):
 
     def _forget(self, message_id: str, asked: _Asked) -> None:
         self._pending.pop(message_id, None)
+        if asked.task is not None:
+            asked.task.close()
         if not asked.answer.cancelled():
             asked.answer.exception()  # who asked may be gone
 
@@ -317,6 +330,19 @@ class EngineSupervisor(LoggingConfigurable):
             if asked is not None and not asked.answer.done():
                 asked.answer.set_result((message["content"], message.get("buffers", [])))
 
+    async def _hear(self) -> None:
+        """How far the engine is with what it is at."""
+        channel = self._client.iopub_channel
+        while True:
+            message = await channel.get_msg(timeout=None)
+            asked = self._pending.get(message["parent_header"].get("msg_id", ""))
+            told = progress.read(message["content"])
+            if asked is None or asked.answer.done() or told is None:
+                continue
+            if asked.task is None:
+                asked.task = self.progress.begin(told)
+            asked.task.update(told)
+
     async def _watch(self, manager: EngineKernelManager) -> None:
         # A process sets no event when it dies.
         while await manager.is_alive():  # noqa: ASYNC110
@@ -331,6 +357,13 @@ class EngineSupervisor(LoggingConfigurable):
         self._deaths += 1
         await self._teardown(reason)
         self.on_death(reason)
+
+
+def _subscribe(iopub: zmq.Socket[Any]) -> None:
+    """Of the kernel's messages to everybody, take those that are for us: there are two or more of
+    others for each operation."""
+    iopub.setsockopt(zmq.UNSUBSCRIBE, b"")
+    iopub.setsockopt(zmq.SUBSCRIBE, progress.MESSAGE.encode())
 
 
 def _sweep(runtime: Path) -> None:

@@ -57,6 +57,7 @@ class Trainer:
         snapshots: Snapshots,
         turns: Turns,
         stepped: Callable[[Run, StepRow, bool], Sequence[Work]],
+        preview: Callable[[Run, StepRow], Awaitable[None]],
         log: Any,
     ) -> None:
         self._supervisor = supervisor
@@ -69,6 +70,7 @@ class Trainer:
         self._snapshots = snapshots
         self._turns = turns
         self._stepped = stepped  # told of each step; says what else is to be recorded
+        self._preview = preview  # told of each step, while the engine has its weights
         self._log = log
         self.loading: dict[str, str] = {}  # names of base models, by the run that is being made
         self.computing: dict[str, Request] = {}  # what each run is at, by the run's id
@@ -123,6 +125,8 @@ class Trainer:
         if outcome.result.failed and outcome.change is None:
             outcome = self._failed(run, request, outcome)
         self._complete(run, request, outcome)
+        if outcome.step is not None:
+            await self._preview(run, outcome.step)
         if outcome.change is not None and self._supervisor.holds(run.generation):
             await self._snapshot(run, outcome.change)
 

@@ -23,6 +23,7 @@ class Watcher:
     def __init__(self, events: Events, cursor: int, runs: Set[str] | None) -> None:
         self.cursor = cursor
         self.runs = runs
+        self.told: dict[int, int] = {}  # of the work that goes on: the version of each task
         self.closed = asyncio.Event()
         self.left = asyncio.Event()
         self._events = events

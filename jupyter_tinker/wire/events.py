@@ -21,6 +21,10 @@ Kind = Literal[
     "guard",
     "checkpoint_saved",
     "history_trimmed",
+    "lr_find_started",
+    "lr_find_done",
+    "preview_changed",
+    "preview_sampled",
     "engine_started",
     "engine_died",
 ]

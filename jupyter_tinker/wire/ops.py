@@ -237,6 +237,7 @@ class EngineStatus:
     memory_bytes: int  # resident set on the CPU, allocated memory on an accelerator
     base_models: list[str]  # names of those loaded
     runs: list[str]
+    memory_total_bytes: int | None = None  # of the device; None: not known
 
 
 @dataclass(frozen=True)

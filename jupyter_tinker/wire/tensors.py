@@ -1,7 +1,8 @@
 """The large binary messages of training: their bytes to numpy arrays and back.
 
-Reads a `ForwardBackwardRequest`, writes a `ForwardBackwardOutput`. Knows nothing of models, losses
-or torch: whether token ids and shapes make sense for a model is `engine.batch`'s question.
+Reads a `ForwardBackwardRequest`, writes a `ForwardBackwardOutput` and reads it again. Knows nothing
+of models, losses or torch: whether token ids and shapes make sense for a model is `engine.batch`'s
+question.
 Whatever the bytes hold, the only error that leaves this module is `OpError`.
 """
 
@@ -55,14 +56,15 @@ class Batch:
     data: list[Datum]
 
 
-def decode_request(body: bytes) -> Batch:
-    """The batch in the bytes of a `ForwardBackwardRequest`."""
+def decode_request(body: bytes, *, cells: int | None = None) -> Batch:
+    """The batch in the bytes of a `ForwardBackwardRequest`, whose sparse tensors may take so many
+    `cells` once they are dense; None: `MAX_DENSIFIED_CELLS`."""
     message = pb.ForwardBackwardRequest()
     try:
         message.ParseFromString(bytes(body))
     except DecodeError:
         raise OpError("the body is not a protobuf ForwardBackwardRequest") from None
-    budget = _CellBudget(MAX_DENSIFIED_CELLS)
+    budget = _CellBudget(MAX_DENSIFIED_CELLS if cells is None else cells)
     return Batch(
         model_id=message.model_id,
         seq_id=message.seq_id,
@@ -84,17 +86,34 @@ def encode_output(
     return message.SerializeToString()
 
 
+def decode_output(body: bytes) -> list[Arrays]:
+    """Each datum's named arrays in the bytes of a `ForwardBackwardOutput`."""
+    message = pb.ForwardBackwardOutput()
+    try:
+        message.ParseFromString(bytes(body))
+    except DecodeError:
+        raise OpError("the body is not a protobuf ForwardBackwardOutput", "server") from None
+    outputs: list[Arrays] = []
+    for record in message.loss_fn_outputs:
+        columns = {name: _unbatched(field) for name, field in record.fields.items()}
+        outputs += [
+            {name: arrays[datum] for name, arrays in columns.items()}
+            for datum in range(record.num_datums)
+        ]
+    return outputs
+
+
 class _CellBudget:
     """Cells that sparse tensors of one request may still take up once they are dense."""
 
     def __init__(self, cells: int) -> None:
-        self.cells = cells
+        self.most = self.cells = cells
 
     def take(self, cells: int, where: str) -> None:
         if cells > self.cells:
             raise OpError(
                 f"{where} asks for {cells} cells once it is dense, and a request may have "
-                f"{MAX_DENSIFIED_CELLS} in all; send smaller batches"
+                f"{self.most} in all; send smaller batches"
             )
         self.cells -= cells
 
@@ -215,6 +234,16 @@ def _batched(arrays: list[np.ndarray]) -> pb.BatchedTensor:
         dtype=_DTYPE_CODES[arrays[0].dtype.newbyteorder("<")],  # type: ignore[arg-type]
         trailing_shape=arrays[0].shape[1:],
     )
+
+
+def _unbatched(field: pb.BatchedTensor) -> list[np.ndarray]:
+    dtype, shape = _DTYPES[field.dtype], (-1, *field.trailing_shape)
+    offsets = np.frombuffer(field.offsets, _INT64)
+    data = field.data
+    return [
+        np.frombuffer(data[start:end], dtype).reshape(shape)
+        for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    ]
 
 
 def _little_endian_bytes(arrays: list[np.ndarray]) -> Iterator[bytes]:

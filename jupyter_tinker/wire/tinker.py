@@ -35,8 +35,12 @@ SeqId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Ttl = Annotated[int, Field(ge=3600, le=315_360_000)]  # an hour to ten years, as the service has it
 
 
+# Every run of a session tells them, in listings of many runs.
+_Tags = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=64)]
+
+
 class CreateSession(_Request):
-    tags: list[str] = []
+    tags: _Tags = []
     user_metadata: dict[str, Any] | None = None
     sdk_version: str = ""
     project_id: str | None = None
@@ -346,3 +350,12 @@ def forward_backward_address(body: bytes) -> Address:
     if envelope.seq_id < 0:
         raise BadRequest(f"seq_id must not be negative, and is {envelope.seq_id}.")
     return Address(envelope.model_id, envelope.seq_id, envelope.forward_only)
+
+
+def without_backward(body: bytes) -> bytes:
+    """A binary `forward_backward` body that asks for the loss alone.
+
+    Of a protobuf message that is followed by another, a field counts that is set in the latter.
+    """
+    asked: bytes = ForwardBackwardEnvelope(forward_only=True).SerializeToString()
+    return body + asked

@@ -76,6 +76,18 @@ describe("lineage", () => {
     ]);
   });
 
+  test("the way to the end of a branch that was left", () => {
+    const branches = [
+      { number: 1, parent: 0, step: 10 },
+      { number: 2, parent: 0, step: 4 },
+    ];
+    expect([...lineage(branches, 1)]).toEqual([
+      [1, Number.POSITIVE_INFINITY],
+      [0, 10],
+    ]);
+    expect([...lineage(branches, 0)]).toEqual([[0, Number.POSITIVE_INFINITY]]);
+  });
+
   test("nested branches", () => {
     const branches = [
       { number: 1, parent: 0, step: 10 },
@@ -111,7 +123,7 @@ describe("Series", () => {
     for (const id of [1, 2, 3, 4]) series.add(step(id));
     series.add(step(5, { step: 3, branch: 1 }));
     const { live, left } = series.split(lineage([{ number: 1, parent: 0, step: 2 }]));
-    expect(live).toEqual([0, 1, 4]);
+    expect([...live]).toEqual([0, 1, 4]);
     expect([...left]).toEqual([[0, [2, 3]]]);
   });
 

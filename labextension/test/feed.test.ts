@@ -1,6 +1,6 @@
 import { Feed } from "../src/panel/feed.js";
 import { RequestFailed, type StreamListener, type Transport } from "../src/panel/transport.js";
-import type { Run, Step, TinkerEvent } from "../src/panel/types.js";
+import type { Run, Step, Task, TinkerEvent } from "../src/panel/types.js";
 import { event, RUN, step, stepEvent } from "./steps.js";
 
 /** A server of one run, whose pages can be held back. */
@@ -8,13 +8,20 @@ class FakeServer implements Transport {
   steps: Step[] = [];
   events: TinkerEvent[] = [];
   down = false;
+  ended: string | null = null;
+  memory = 1;
   after: number | null = null;
   listener: StreamListener | null = null;
   beforePage: () => void = () => {};
 
   async get<T>(path: string): Promise<T> {
     if (this.down) throw new RequestFailed("down", null);
-    const run: Run = { ...RUN, last_step: this.steps[this.steps.length - 1] ?? null };
+    if (path === "status") return { status: { memory_total_bytes: this.memory } } as T;
+    const run: Run = {
+      ...RUN,
+      ended: this.ended,
+      last_step: this.steps[this.steps.length - 1] ?? null,
+    };
     const [, after] = /after=(\d+)/.exec(path) ?? [];
     if (path.startsWith("runs?")) return { runs: [run] } as T;
     if (after === undefined) return run as T;
@@ -25,6 +32,14 @@ class FakeServer implements Transport {
   }
 
   async post<T>(): Promise<T> {
+    return {} as T;
+  }
+
+  async delete<T>(): Promise<T> {
+    return {} as T;
+  }
+
+  async put<T>(): Promise<T> {
     return {} as T;
   }
 
@@ -104,6 +119,52 @@ test("what happened beside the steps is known once", async () => {
   expect(watched.events.map(({ id }) => id)).toEqual([3, 5, 9]);
 });
 
+test("the list of runs tells which have ended", async () => {
+  feed = new Feed(server);
+  await settle();
+  expect(feed.runs[0]!.ended).toBeNull();
+  server.ended = "its session has ended";
+  server.listener!.onEvent(event(9, "run_ended"));
+  await settle();
+  expect(feed.runs[0]!.ended).toBe("its session has ended");
+});
+
+test("a new engine's memory is asked for", async () => {
+  feed = new Feed(server);
+  await settle();
+  expect(feed.status!.status!.memory_total_bytes).toBe(1);
+  server.memory = 2;
+  server.listener!.onEvent({ ...event(9, "engine_started"), run_id: null });
+  await settle();
+  expect(feed.status!.status!.memory_total_bytes).toBe(2);
+});
+
+test("what takes long is known while it lasts and the connection stands", async () => {
+  feed = new Feed(server);
+  await settle();
+  let changes = 0;
+  feed.subscribe(() => {
+    changes += 1;
+  });
+  const told = (done: number): Task => ({
+    task: 3,
+    run_id: null,
+    what: "loading tiny",
+    done,
+    total: 9,
+    unit: "tensors",
+  });
+  const { onProgress, onState } = server.listener!;
+  for (const done of [1, 2]) onProgress!(3, told(done));
+  expect([...feed.tasks.values()]).toEqual([told(2)]);
+  onProgress!(3, null);
+  expect(feed.tasks.size).toBe(0);
+  expect(changes).toBe(3);
+  onProgress!(3, told(4));
+  onState(false);
+  expect(feed.tasks.size).toBe(0);
+});
+
 test("nothing is kept of a run that nobody shows", async () => {
   feed = new Feed(server);
   const first = feed.watch("a");
@@ -112,4 +173,24 @@ test("nothing is kept of a run that nobody shows", async () => {
   feed.release(first);
   expect(feed.watch("a")).not.toBe(first);
   await settle();
+});
+
+test("each step of a short history is told at once, those of a long one together", async () => {
+  feed = new Feed(server);
+  const watched = feed.watch("a");
+  await settle();
+  let told = 0;
+  feed.subscribe(() => {
+    told += 1;
+  });
+  for (const id of [8, 9]) server.listener!.onEvent(stepEvent(id));
+  expect(told).toBe(2);
+  for (let id = 10; id < 3_000; id++) watched.series.add(step(id));
+  for (let id = 3_000; id < 3_010; id++) server.listener!.onEvent(stepEvent(id));
+  expect(told).toBe(2);
+  await jest.advanceTimersByTimeAsync(400);
+  expect(told).toBe(3);
+  server.listener!.onEvent(event(3_010, "paused", { reason: "a" }));
+  expect(told).toBe(4);
+  expect(watched.series.at("step", -1)).toBe(3_009);
 });

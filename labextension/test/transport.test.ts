@@ -33,6 +33,7 @@ class FakeSource {
 }
 
 let heard: number[];
+let tasks: [number, number | null][];
 let states: boolean[];
 let stream: Stream;
 
@@ -40,10 +41,12 @@ beforeEach(() => {
   jest.useFakeTimers();
   FakeSource.all = [];
   heard = [];
+  tasks = [];
   states = [];
   const listener: StreamListener = {
     onEvent: ({ id }) => heard.push(id),
     onState: (connected) => states.push(connected),
+    onProgress: (task, state) => tasks.push([task, state?.done ?? null]),
   };
   stream = new Stream("/tinker/events", 7, listener, FakeSource as unknown as typeof EventSource);
 });
@@ -62,6 +65,25 @@ test("it begins behind what is known", () => {
 test("an event that comes twice is told once", () => {
   for (const id of [8, 9, 9, 8, 10]) newest().say(stepEvent(id));
   expect(heard).toEqual([8, 9, 10]);
+});
+
+test("progress is told beside the events and moves nothing", () => {
+  newest().say(stepEvent(8));
+  const progress = { ...stepEvent(0), id: null as unknown as number, kind: "progress" };
+  const state = { task: 3, what: "replaying", done: 4, total: 9, unit: "steps", over: false };
+  newest().say({ ...progress, data: state });
+  newest().say({ ...progress, data: { task: 3, over: true } });
+  expect(tasks).toEqual([
+    [3, 4],
+    [3, null],
+  ]);
+  newest().break(FakeSource.CLOSED);
+  jest.advanceTimersByTime(600);
+  expect(newest().url).toBe("/tinker/events?after=8");
+  const before = FakeSource.all[0]!;
+  before.say({ ...progress, data: state });
+  expect(tasks).toHaveLength(2);
+  expect(heard).toEqual([8]);
 });
 
 test("a connection that the browser makes again is left to it", () => {

@@ -1,6 +1,5 @@
 import { marksOf } from "../src/panel/marks.js";
 import { Series } from "../src/panel/series.js";
-import { whyNot } from "../src/panel/steering.js";
 import { duration, label, remaining, sentence, short, throughput } from "../src/panel/words.js";
 import { event, RUN, step } from "./steps.js";
 
@@ -24,6 +23,18 @@ test("a change of controls says what is changed, and only that", () => {
   expect(sentence(changed)).toBe("Step 5: LR ×0.5, clip 0.25 by ada");
   const back = event(2, "control_changed", { before: after, after: before });
   expect(label(back)).toBe("LR as asked, clip as asked");
+});
+
+test("a ramp and a guard are named", () => {
+  const was = { learning_rate_scale: 1, ramp: null };
+  const ramp = { start: 5, steps: 100 };
+  const says = (before: object, after: object) =>
+    label(event(1, "control_changed", { before, after }));
+  expect(says(was, { learning_rate_scale: 0.5, ramp })).toBe("LR ×0.5 over 100 steps");
+  expect(says({ ramp }, { ramp: null })).toBe("LR ramp ended");
+  const guards = { non_finite: false, loss_spike: null, plateau: { min_delta: 0, patience: 9 } };
+  const other = { non_finite: true, loss_spike: null, plateau: null };
+  expect(says({ guards }, { guards: other })).toBe("guard non finite on, guard plateau off");
 });
 
 test("marks of one step are one, and a guard's is grave", () => {
@@ -50,11 +61,9 @@ test("throughput counts the tokens after the first of the steps", () => {
   expect(throughput(series)).toBeCloseTo(tokens / 40, 12);
   expect(remaining({ ...RUN, user_metadata: { total_steps: 60 } }, series)).toBeCloseTo(20, 12);
   expect(remaining(RUN, series)).toBeNaN();
-});
-
-test("a disabled control says why", () => {
-  expect(whyNot(RUN, true)).toBeNull();
-  expect(whyNot(RUN, false)).toContain("does not answer");
-  expect(whyNot(null, true)).toContain("no run");
-  expect(whyNot({ ...RUN, ended: "it was closed" }, true)).toContain("it was closed");
+  const tagged = { ...RUN, session_tags: ["mine", "total_steps=60"] };
+  expect(remaining(tagged, series)).toBeCloseTo(20, 12);
+  for (const total of ["many", -1, null, {}]) {
+    expect(remaining({ ...RUN, user_metadata: { total_steps: total } }, series)).toBeNaN();
+  }
 });

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,9 +28,12 @@ _TIMEOUT = 300.0
 
 
 @contextmanager
-def server(model: Path, **options: Any) -> Iterator[Server]:
-    """`jupyter tinker` in a home of its own, ended with the block."""
+def server(
+    model: Path, *, prepare: Callable[[Path], None] = lambda home: None, **options: Any
+) -> Iterator[Server]:
+    """`jupyter tinker` in a home of its own, which may be prepared, ended with the block."""
     with TemporaryDirectory(prefix="tinker-bench-") as home:
+        prepare(Path(home))
         started = start_server(Path(home), models={MODEL: model}, **options)
         try:
             yield started

@@ -16,6 +16,7 @@ from tests.bench import ours
 from tests.bench.data import batches
 from tests.bench.history import history
 from tests.bench.noise import Noise
+from tests.bench.panel import panel
 from tests.bench.report import Report
 from tests.bench.sampling import fairness, reinforcement, sampling
 from tests.servers import Server
@@ -249,6 +250,7 @@ PARTS = {
     "responsiveness": responsiveness,
     "events": events,
     "history": history,
+    "panel": panel,
     "training": training,
     "sampling": sampling,
     "fairness": fairness,

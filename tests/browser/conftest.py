@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,35 +13,18 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
 
-from tests.browser.lab import Lab
+from tests.browser.lab import CONFIG, LAB, Lab, chromium, prepare, until
 from tests.servers import Server, start_server
 
-# The same server has the pages of Notebook 7, too.
-CONFIG = {app: {"expose_app_in_browser": True} for app in ("LabApp", "JupyterNotebookApp")}
-# JupyterLab's question whether one wants its news would lie over the panel.
-SETTINGS = "config/lab/user-settings/@jupyterlab/apputils-extension"
-APP = ("-m", "jupyterlab")
 BUILT = Path(__file__).parents[2] / "jupyter_tinker" / "labextension"
-
-
-def _chromium() -> tuple[str | None, str]:
-    """Where a Chromium is (None: where playwright keeps its own), and where it came from."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found, "the path"
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "update", "-qq"], check=False)
-        done = subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], check=False)
-        if done.returncode == 0 and (found := shutil.which("chromium")):
-            return found, "Debian's package"
-    subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=True)
-    return None, "playwright install"
+# Its kernels run a widget's callbacks beside a busy cell, which those of 7.4.0 do not.
+OLDER_IPYKERNEL = "7.2.0"
 
 
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
     """Only while it is used: its loop runs all the time, so that no other could in this process."""
-    expect.set_options(timeout=30_000)  # a busy machine is slow, and not wrong
+    expect.set_options(timeout=60_000)  # a machine that has other things to do takes its time
     with sync_playwright() as started:
         yield started
 
@@ -49,7 +32,7 @@ def playwright() -> Iterator[Playwright]:
 @pytest.fixture(scope="module")
 def browser(playwright: Playwright) -> Iterator[Browser]:
     """A missing browser is an error: nothing here is skipped."""
-    path, origin = _chromium()
+    path, origin = chromium()
     try:
         started = playwright.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
@@ -65,7 +48,7 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 def start_lab(
     tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path
 ) -> Iterator[Callable[..., Server]]:
-    """Starts JupyterLab, with a home of its own unless one is given."""
+    """Starts JupyterLab, or another app, with a home of its own unless one is given."""
     servers: list[Server] = []
     assert (BUILT / "package.json").exists(), "JupyterLab's extension is not built: run make panel"
     # What this checkout has built goes before what is installed.
@@ -76,12 +59,10 @@ def start_lab(
 
     def _start(home: Path | None = None, **options: Any) -> Server:
         home = home or tmp_path_factory.mktemp("lab")
-        settings = home / SETTINGS / "notification.jupyterlab-settings"
-        settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text('{"fetchNews": "false"}')
-        models = {"tiny": tiny_model_dir}
-        started = start_server(home, app=APP, models=models, config=CONFIG, env=env, **options)
-        servers.append(started)
+        prepare(home)
+        options = {"app": LAB, "config": CONFIG, **options}
+        options["env"] = {**env, **options.get("env", {})}
+        servers.append(start_server(home, models={"tiny": tiny_model_dir}, **options))
         return servers[-1]
 
     yield _start
@@ -94,11 +75,26 @@ def lab_server(start_lab: Callable[..., Server]) -> Server:
     return start_lab()
 
 
+@pytest.fixture(scope="session")
+def older_kernel(lab_server: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a kernel with an ipykernel that is older than the one that is installed."""
+    folder = tmp_path_factory.mktemp("ipykernel")
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder))
+    subprocess.run([*pip, f"ipykernel=={OLDER_IPYKERNEL}"], check=True)
+    spec = lab_server.home / "data" / "kernels" / "older" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    path = os.pathsep.join((str(folder), lab_server.env["PYTHONPATH"]))
+    about = {"argv": argv, "display_name": "older", "env": {"PYTHONPATH": path}}
+    spec.write_text(json.dumps({**about, "language": "python"}))
+    return "older"
+
+
 @pytest.fixture
 def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     """Its last look is kept in the folder that TINKER_SCREENSHOTS names, if it does."""
     context = browser.new_context(viewport={"width": 1300, "height": 1150})
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(150_000)
     page = context.new_page()
     yield page
     if folder := os.environ.get("TINKER_SCREENSHOTS"):
@@ -112,3 +108,16 @@ def lab(page: Page, lab_server: Server) -> Iterator[Lab]:
     opened = Lab(page, lab_server)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def change_theme(lab: Lab) -> Iterator[Callable[[str], None]]:
+    """Changes JupyterLab's theme; the server would keep it for other tests."""
+
+    def _change(theme: str) -> None:
+        lab.command("apputils:change-theme", theme=theme)
+        light = "document.body.dataset.jpThemeLight"
+        until(lambda: lab.page.evaluate(light) == str(theme.endswith("Light")).lower())
+
+    yield _change
+    _change("JupyterLab Light")

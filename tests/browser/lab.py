@@ -1,8 +1,11 @@
-"""What a person does in JupyterLab: opens a notebook, runs cells, looks."""
+"""What a person does in JupyterLab or Notebook 7: opens a notebook, runs cells, looks."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -14,11 +17,29 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.servers import Server
 
+LAB = ("-m", "jupyterlab")
+NOTEBOOK = ("-m", "notebook")
+# Both keep their application out of scripts' reach unless told otherwise.
+CONFIG = {
+    "LabApp": {"expose_app_in_browser": True},
+    "JupyterNotebookApp": {"expose_app_in_browser": True},
+}
+# JupyterLab's question whether one wants its news would lie over the panel.
+_SETTINGS = "config/lab/user-settings/@jupyterlab/apputils-extension"
+_CURRENT = "window.jupyterapp.shell.currentWidget"
+
 PANEL = """\
 %load_ext jupyter_tinker
 import jupyter_tinker
 panel = jupyter_tinker.Panel()
 panel
+"""
+# Keeps its kernel busy until the test's file is gone.
+BUSY = """\
+import pathlib, time
+going = pathlib.Path({flag!r})
+while going.exists():
+    time.sleep(0.05)
 """
 # A real loop of the SDK that holds its cell until the test's file is gone.
 LOOP = """\
@@ -41,27 +62,75 @@ print("the loop is over")
 """
 
 
-class Lab:
-    """One page of JupyterLab and the notebook that is open in it."""
+def chromium() -> tuple[str | None, str]:
+    """Where a Chromium is (None: where playwright keeps its own), and where it came from."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found, "the path"
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        subprocess.run(["apt-get", "update", "-qq"], check=False)
+        done = subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], check=False)
+        if done.returncode == 0 and (found := shutil.which("chromium")):
+            return found, "Debian's package"
+    subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=True)
+    return None, "playwright install"
 
-    def __init__(self, page: Page, server: Server) -> None:
+
+def prepare(home: Path) -> None:
+    """Make a server's home ready for people who want to see nothing but their notebooks."""
+    settings = home / _SETTINGS / "notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text('{"fetchNews": "false"}')
+
+
+class Lab:
+    """One page of JupyterLab, or of Notebook 7, and the notebook that is open in it."""
+
+    def __init__(self, page: Page, server: Server, app: tuple[str, ...] = LAB) -> None:
         self.page = page
         self.server = server
+        self.app = app
         self.flags: list[Path] = []
+        self.errors: list[str] = []  # of the page's console
+        self.name = ""
+        self.cells = 0
+        page.on("console", self._heard)
 
-    def open(self, *cells: str) -> None:
+    def _heard(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def open(self, *cells: str, kernel: str = "python3") -> None:
         """Open a new notebook of these cells."""
-        name = f"{uuid.uuid4().hex[:8]}.ipynb"
+        self.name = f"{uuid.uuid4().hex[:8]}.ipynb"
+        self.cells = len(cells)
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-        nbformat.write(notebook, self.server.home / "root" / name)
-        workspace = f"lab/workspaces/{name.removesuffix('.ipynb')}/tree/{name}"
-        self.page.goto(f"{self.server.root}{workspace}?token={self.server.token}")
+        notebook.metadata["kernelspec"] = {"name": kernel, "display_name": kernel}
+        nbformat.write(notebook, self.server.home / "root" / self.name)
+        workspace = f"lab/workspaces/{self.name.removesuffix('.ipynb')}/tree/{self.name}"
+        path = workspace if self.app == LAB else f"notebooks/{self.name}"
+        self.page.goto(f"{self.server.root}{path}?token={self.server.token}")
+        self._opened()
+
+    def _opened(self) -> None:
         self.page.wait_for_function(
-            "name => window.jupyterapp?.shell?.currentWidget?.context?.path === name", arg=name
+            "name => window.jupyterapp?.shell?.currentWidget?.context?.path === name",
+            arg=self.name,
         )
-        self.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")
-        expect(self.page.locator(".jp-Notebook .jp-Cell")).to_have_count(len(cells))
+        self.page.evaluate(f"{_CURRENT}.sessionContext.ready")
+        expect(self.page.locator(".jp-Notebook .jp-Cell")).to_have_count(self.cells)
+
+    def complaints(self) -> list[str]:
+        """Errors in the page's console that are not about the server's being asked too early."""
+        return [error for error in self.errors if "Failed to load resource" not in error]
+
+    def save(self) -> None:
+        self.page.evaluate(f"{_CURRENT}.context.save()")
+
+    def reload(self) -> None:
+        """Load the page again; the kernel goes on."""
+        self.page.reload()
+        self._opened()
 
     def open_desk(self, page: str = "") -> None:
         """Open JupyterLab without a document, in a workspace of its own, or another page."""
@@ -73,6 +142,17 @@ class Lab:
     def run_all(self) -> None:
         self.command("notebook:run-all-cells")
 
+    def run_cell(self, number: int) -> None:
+        """Run one cell; not waited for."""
+        self.page.evaluate(f"number => {{ {_CURRENT}.content.activeCellIndex = number; }}", number)
+        self.command("notebook:run-cell")
+
+    def restart_kernel(self) -> None:
+        self.page.evaluate(f"{_CURRENT}.sessionContext.session.kernel.restart()")
+
+    def output(self, number: int) -> Locator:
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(number).locator(".jp-OutputArea")
+
     def command(self, name: str, **arguments: Any) -> None:
         # Not waited for: running a cell is over when the cell is.
         self.page.evaluate(
@@ -80,21 +160,44 @@ class Lab:
             [name, arguments],
         )
 
-    def loop(self) -> str:
-        """A cell that trains for as long as the test goes on."""
+    def train(self, *panels: str, kernel: str = "python3") -> str:
+        """Run a panel, or several, and a loop below; the id of its run once they show it."""
+        before = len(self.runs())
+        self.open(*(panels or (PANEL,)), self.loop(), kernel=kernel)
+        self.run_all()
+        until(lambda: len(self.runs()) > before)
+        run = self.runs()[0]
+        until(lambda: len(self.steps(run)) >= 5 and self.panel.count())
+        until(lambda: 5 <= self.step <= self.steps(run)[-1]["step"])
+        return run
+
+    def loop(self, cell: str = LOOP) -> str:
+        """A cell that trains, or does something else, for as long as the test goes on."""
         flag = self.server.home / f"going-{uuid.uuid4().hex[:8]}"
         flag.touch()
         self.flags.append(flag)
-        return LOOP.format(flag=str(flag))
+        return cell.format(flag=str(flag))
+
+    def end_loops(self) -> None:
+        for flag in self.flags:
+            flag.unlink(missing_ok=True)
 
     def close(self) -> None:
         """End the loops and the kernels that they run in."""
-        for flag in self.flags:
-            flag.unlink(missing_ok=True)
+        self.end_loops()
         jupyters = {"Authorization": f"token {self.server.token}"}
         for session in self.server.fetch("api/sessions", headers=jupyters)[1]:
             path = f"api/sessions/{session['id']}"
             self.server.fetch(path, method="DELETE", headers=jupyters)
+
+    @property
+    def slider(self) -> Locator:
+        return self.panel.get_by_label("Learning rate scale, logarithmic, from 0.01 to 100")
+
+    def slide(self, key: str, times: int) -> None:
+        """Move the slider by an arrow key; a hundredth of a decade each time."""
+        for _ in range(times):
+            self.slider.press(key)
 
     @property
     def panel(self) -> Locator:
@@ -110,9 +213,9 @@ class Lab:
         return int(text) if text.isdecimal() else 0
 
     def is_busy(self) -> bool:
-        """Whether a cell runs. The kernel's own status says idle after whatever a subshell did."""
-        prompts = self.page.locator(".jp-Notebook .jp-InputPrompt").all_inner_texts()
-        return "[*]:" in prompts
+        """Whether the kernel runs a cell. (Its status is that of whichever of its subshells spoke
+        last, and widgets have one of their own.)"""
+        return "[*]:" in self.page.locator(".jp-InputPrompt").all_inner_texts()
 
     def runs(self) -> list[str]:
         """The server's runs, the newest first."""
@@ -136,8 +239,13 @@ class Lab:
             self.page.wait_for_timeout(600)  # for what is still being drawn
             self.panel.screenshot(path=Path(folder) / f"{name}.png")
 
+    def page_screenshot(self, name: str) -> None:
+        """Of the whole page, kept as those of the panel."""
+        if folder := os.environ.get("TINKER_SCREENSHOTS"):
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
 
-def until(said: Callable[[], Any], seconds: float = 60.0) -> Any:
+
+def until(said: Callable[[], Any], seconds: float = 150.0) -> Any:
     """What `said` says as soon as that is something true."""
     deadline = time.monotonic() + seconds
     while not (value := said()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from playwright.sync_api import expect
 
@@ -9,24 +11,13 @@ from tests.browser.lab import PANEL, Lab, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-
-def _train(lab: Lab, *panels: str) -> str:
-    """Run a panel, or several, and a loop below; the id of its run once they show it."""
-    before = len(lab.runs())
-    lab.open(*(panels or (PANEL,)), lab.loop())
-    lab.run_all()
-    until(lambda: len(lab.runs()) > before)
-    run = lab.runs()[0]
-    until(lambda: len(lab.steps(run)) >= 5 and lab.panel.count())
-    until(lambda: 5 <= lab.step <= lab.steps(run)[-1]["step"])
-    return run
+_train = Lab.train
 
 
 def test_the_slider_steers_a_busy_cell_and_the_curves_follow(lab: Lab) -> None:
     run = _train(lab)
     assert lab.is_busy()
-    slider = lab.panel.get_by_label("Learning rate scale, logarithmic, from 0.01 to 100")
-    slider.focus()
+    lab.slider.focus()
     for _ in range(30):
         lab.page.keyboard.press("ArrowRight")
     changed = until(lambda: [s for s in lab.steps(run) if s["learning_rate"] > 1.99e-3])
@@ -75,7 +66,7 @@ def test_a_click_on_the_curve_rewinds_and_forks(lab: Lab) -> None:
     chosen = int(dialog.locator("strong").inner_text().removeprefix("Step "))
     assert 5 < chosen < lab.steps(run)[-1]["step"]
     dialog.get_by_role("button", name="Rewind").click()
-    expect(lab.panel.locator(".jt-note")).to_contain_text(f"at step {chosen}")
+    expect(lab.panel.locator(".jt-notices .jt-note")).to_contain_text(f"at step {chosen}")
     # A step that the rewind came amid is skipped.
     made = until(lambda: [s for s in lab.steps(run) if s["branch"] == 1 and not s["skipped"]])
     assert made[0]["step"] == chosen + 1
@@ -84,7 +75,7 @@ def test_a_click_on_the_curve_rewinds_and_forks(lab: Lab) -> None:
     lab.panel.get_by_label("Step to go back to").fill(str(chosen))
     lab.panel.get_by_role("button", name="Fork…").click()
     lab.panel.get_by_role("dialog").get_by_role("button", name="Fork").click()
-    expect(lab.panel.locator(".jt-note")).to_contain_text(f"tinker://{run}/weights/step={chosen}")
+    expect(lab.panel.locator(".jt-notices .jt-note")).to_contain_text(f"tinker://{run}/weights/step={chosen}")
     lab.screenshot("rewound")
 
 
@@ -105,10 +96,10 @@ def test_two_panels_agree_and_one_can_be_closed(lab: Lab) -> None:
     until(lambda: lab.page.evaluate(feeds) == [1])
 
 
-def test_the_panel_in_the_dark(lab: Lab) -> None:
+def test_the_panel_in_the_dark(lab: Lab, change_theme: Callable[[str], None]) -> None:
     _train(lab)
     light = lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor")
-    lab.command("apputils:change-theme", theme="JupyterLab Dark")
+    change_theme("JupyterLab Dark")
     until(lambda: lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor") != light)
     text = "chart => chart.layout.font.color"
     colour = "panel => getComputedStyle(panel).getPropertyValue('--jp-ui-font-color1').trim()"

@@ -9,16 +9,10 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.lab import PANEL, Lab, until
-from tests.raw import RawRun, some_data
+from tests.raw import RawRun
 from tests.servers import Server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-
-
-def _train(run: RawRun, steps: range) -> None:
-    for step in steps:
-        run.loss(run.forward_backward(2 * step - 1, some_data(step)))
-        run.result(run.optim_step(2 * step))
 
 
 def test_a_killed_server_leaves_no_gap_in_the_curve(
@@ -31,7 +25,7 @@ def test_a_killed_server_leaves_no_gap_in_the_curve(
     lab.panel.wait_for()
     badge = lab.panel.locator(".jt-badge").nth(1)
     run = RawRun(server)  # driven by this process, and followed as soon as it starts
-    _train(run, range(1, 7))
+    run.train(range(1, 7))
     until(lambda: lab.drawn_steps() == list(range(1, 7)))
     expect(badge).to_have_text("live")
 
@@ -39,12 +33,12 @@ def test_a_killed_server_leaves_no_gap_in_the_curve(
     expect(badge).to_have_text("reconnecting")
     expect(lab.panel.locator(".jt-problem")).to_contain_text("does not answer")
     expect(lab.panel.get_by_role("button", name="Pause")).to_be_disabled()
-    expect(lab.panel.locator(".jt-why")).to_contain_text("nothing can be changed")
+    expect(lab.panel.locator(".jt-steering .jt-why")).to_contain_text("nothing can be changed")
     lab.screenshot("reconnecting")
 
     again = start_lab(server.home, port=server.port)
     run.server = again
-    _train(run, range(7, 13))
+    run.train(range(7, 13))
     expect(badge).to_have_text("live")
     until(lambda: lab.drawn_steps() == list(range(1, 13)))
     expect(lab.panel.get_by_role("button", name="Pause")).to_be_enabled()

@@ -84,6 +84,24 @@ def test_rewinding_and_forking(named: Stub, command: Command) -> None:
     assert command("fork", "latest", "2", "--branch=1") == (0, f"{path}\n", "")
 
 
+def test_finding_a_learning_rate(named: Stub, command: Command) -> None:
+    found = {"learning_rate": 2e-3, "steepest": 2e-3, "lowest": 0.05}
+    named.run(THIRD).found = [{"status": "done", "suggestion": found}]
+    told = (
+        f"LR finder of {THIRD} after step 2: use 0.002. The loss fell fastest at 0.002 and was "
+        "lowest at 0.05.\n"
+    )
+    status, printed, bar = command("lr_find", "latest", "1e-5", "0.1", "--steps", "20")
+    assert (status, printed) == (0, told)
+    assert "0/20" in bar
+    assert named.run(THIRD).sweep["settings"]["max"] == 0.1
+    named.run(THIRD).found = [{"status": "failed", "message": "The engine died."}]
+    status, printed, complained = command("lr_find", "latest")
+    assert (status, printed) == (1, "")
+    assert complained.endswith("jupyter tinker: The engine died.\n")
+    assert command("lr_find")[2].startswith("jupyter tinker: usage: jupyter tinker lr_find RUN")
+
+
 def test_guards(named: Stub, command: Command) -> None:
     def guards(*arguments: str) -> str:
         status, printed, complained = command("guard", "latest", *arguments)
@@ -268,6 +286,17 @@ def test_watching_all_runs_until_ctrl_c(named: Stub, watcher: subprocess.Popen[s
     watcher.send_signal(signal.SIGINT)
     assert watcher.communicate(timeout=60) == ("", "")
     assert watcher.returncode == 0
+
+
+def test_what_takes_long_is_one_line_each(named: Stub, watcher: subprocess.Popen[str]) -> None:
+    assert watcher.stdout is not None
+    loading = {"what": "loading tiny", "done": 0, "total": 20, "unit": "tensors"}
+    named.progress[1] = loading
+    assert watcher.stdout.readline().endswith("  loading tiny: 0 of 20 tensors\n")
+    named.progress[1] = {**loading, "done": 9}
+    del named.progress[1]
+    named.happen(None, "engine_died", reason="it was killed")
+    assert watcher.stdout.readline().endswith("  engine died: it was killed\n")
 
 
 def test_lines_that_nobody_reads_any_more(named: Stub, watcher: subprocess.Popen[str]) -> None:

@@ -31,7 +31,8 @@ def test_export_with_a_server_and_without(start, tiny_model_dir: Path, tmp_path:
     path = f"tinker://{run.id}/weights/trained"
     for arguments in ((path, merged, "--merged"), (run.id, file, "--gguf", "--dtype=q8_0")):
         done = server.command("export", *arguments)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines()[:2] == ["Starting torch", "Loading tiny"], "and no bar"
         assert done.stdout == f"{arguments[1]} holds {path}, merged into tiny\n"
     tokens = torch.arange(5, 30)[None]
     with torch.no_grad():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -148,6 +149,8 @@ def test_status_tells_what_there_is(client: Client) -> None:
     status = ops.EngineStatus(**client.engine.handle(ops.Status())[0])
     assert (status.base_models, status.runs) == (["tiny"], ["run"])
     assert status.memory_bytes > 1 << 20
+    assert status.memory_total_bytes is not None
+    assert status.memory_bytes < status.memory_total_bytes <= psutil.virtual_memory().total
     with pytest.raises(OpError, match="restart"):
         client.engine.handle(ops.Start(ops.EngineOptions(dtype="bfloat16")))
 

@@ -17,6 +17,7 @@ from tornado import httpserver, netutil, web
 from tornado.iostream import StreamClosedError
 
 from jupyter_tinker.wire.controls import Controls, parse_change
+from jupyter_tinker.wire.previews import Preview, parse_preview
 from jupyter_tinker.wire.tinker import BadRequest
 
 KEY = "tml-key-of-the-stub"
@@ -32,11 +33,33 @@ class StubRun:
     controls: Controls = field(default_factory=Controls)
     branches: list[dict[str, Any]] = field(default_factory=list)
     ended: str | None = None
+    sweep: dict[str, Any] = field(default_factory=lambda: {"status": "none"})
+    found: list[dict[str, Any]] = field(default_factory=list)  # what its sweep is to come to
+    session_tags: list[str] = field(default_factory=list)
+    batches: list[dict[str, Any]] = field(default_factory=list)  # whole, newest first
+    preview: Preview = field(default_factory=Preview)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def step(self, number: int, **columns: Any) -> None:
         row = {"loss_mean": 2.0, "learning_rate": 1e-4, "learning_rate_requested": 1e-4}
         identity = {"id": 10 + len(self.steps), "run_id": self.id, "step": number, "branch": 0}
         self.steps.append({**identity, **row, **columns})
+
+    def answer(self, step: int, actor: str | None = None, branch: int = 0, **data: Any) -> None:
+        """As if a preview had come to its end."""
+        answers = [
+            {
+                "prompt": prompt,
+                "text": f"{prompt} {step}",
+                "tokens": 2,
+                "end": "stop",
+                "error": None,
+            }
+            for prompt in self.preview.prompts
+        ]
+        head = {"id": 100 + len(self.rounds), "time": 1_700_000_000.0, "step": step}
+        what = {"actor": actor, "branch": branch, "answers": answers, "error": None, "skipped": 0}
+        self.rounds.append({**head, **what, **data})
 
     def json(self) -> dict[str, Any]:
         return {
@@ -49,6 +72,7 @@ class StubRun:
             "branches": self.branches,
             "started_from": None,
             "ended": self.ended,
+            "session_tags": self.session_tags,
             "last_step": self.steps[-1] if self.steps else None,
         }
 
@@ -62,6 +86,8 @@ class Stub:
         self.asked: list[tuple[str, str, Any]] = []
         self.answers: list[tuple[int, bytes, dict[str, str]]] = []  # instead of the usual ones
         self.page = 1000
+        self.progress: dict[int, dict[str, Any]] = {}  # what takes long, by the task's number
+        self.identity = "the-stub"
         self.keys: dict[str, float | None] = {}  # name -> when it was revoked
         self.watchers: set[_Events] = set()
         self.loop = asyncio.new_event_loop()
@@ -177,7 +203,10 @@ class _Handler(web.RequestHandler):
 
 class _Status(_Handler):
     def get(self) -> None:
-        self.finish({"engine": "stopped", "busy_seconds": 0.0, "status": None})
+        tasks = self.stub.progress.items()
+        progress = [{"task": n, "run_id": None, "since": 1.7e9, **told} for n, told in tasks]
+        status = {"engine": "stopped", "busy_seconds": 0.0, "status": None}
+        self.finish({"server_id": self.stub.identity, **status, "progress": progress})
 
 
 class _Runs(_Handler):
@@ -205,6 +234,19 @@ class _RunEvents(_Handler):
         after = int(self.get_query_argument("after", "0"))
         found = [e for e in self.stub.events if e["id"] > after and e["run_id"] == run_id]
         self.finish({"events": [e for e in found if e["kind"] != "step"][: self.stub.page]})
+
+
+class _Batches(_Handler):
+    def get(self, run_id: str) -> None:
+        found = self.of(run_id).batches[: int(self.get_query_argument("limit"))]
+        listed = [{k: v for k, v in one.items() if k != "hardest"} for one in found]
+        self.finish({"batches": listed, "problem": None if found else "They are gone."})
+
+
+class _Batch(_Handler):
+    def get(self, run_id: str, batch: str) -> None:
+        (found,) = (one for one in self.of(run_id).batches if one["id"] == int(batch))
+        self.finish(found)
 
 
 class _Keys(_Handler):
@@ -264,7 +306,74 @@ class _Fork(_Handler):
         self.finish({"path": f"tinker://{self.of(run_id).id}/weights/step={body['step']}{branch}"})
 
 
+class _LrFind(_Handler):
+    """Each look finds the sweep a state further."""
+
+    def post(self, run_id: str) -> None:
+        run, body = self.of(run_id), json.loads(self.request.body)
+        if run.sweep["status"] == "running":
+            return self.refuse(409, f"A sweep over run {run_id} is under way.")
+        run.sweep = {
+            "run_id": run_id,
+            "status": "running",
+            "stage": "copying",
+            "step": run.steps[-1]["step"] if run.steps else 0,
+            "settings": {"min": 1e-6, "max": 1.0, "steps": 60, **body},
+            "points": [],
+            "diverged": False,
+            "suggestion": None,
+            "message": None,
+        }
+        self.finish(run.sweep)
+
+    def get(self, run_id: str) -> None:
+        run = self.of(run_id)
+        if run.sweep["status"] == "running" and run.found:
+            run.sweep.update(run.found.pop(0))
+        self.finish({"run_id": run_id, **run.sweep})
+
+    def delete(self, run_id: str) -> None:
+        run = self.of(run_id)
+        run.sweep.update(status="cancelled", message="The sweep was cancelled.")
+        self.finish(run.sweep)
+
+
+class _Preview(_Handler):
+    def get(self, run_id: str) -> None:
+        run = self.of(run_id)
+        who = {"changed_at": None, "changed_by": None, "sampling": None}
+        self.finish({**run.preview.model_dump(), **who})
+
+    def put(self, run_id: str) -> None:
+        try:
+            self.of(run_id).preview = parse_preview(self.request.body)
+        except BadRequest as error:
+            return self.refuse(400, str(error))
+        self.get(run_id)
+
+    def post(self, run_id: str) -> None:
+        run = self.of(run_id)
+        if not run.preview.prompts:
+            return self.refuse(400, "This run has no prompts to answer; set some first.")
+        run.answer(run.steps[-1]["step"], actor="ada")
+        self.get(run_id)
+
+
+class _Previews(_Handler):
+    def get(self, run_id: str) -> None:
+        after = int(self.get_query_argument("after", "0"))
+        found = [one for one in self.of(run_id).rounds if one["id"] > after]
+        self.finish({"previews": found[: self.stub.page]})
+
+
 class _Events(_Handler):
+    def tell(self, task: int, told: dict[str, Any] | None) -> None:
+        data = {"task": task, "over": told is None, **(told or {})}
+        event = {"id": None, "run_id": None, "time": 1.7e9, "kind": "progress", "actor": None}
+        self.write(
+            f"event: progress\ndata: {json.dumps({**event, 'step': None, 'data': data})}\n\n"
+        )
+
     async def get(self) -> None:
         runs = self.get_query_arguments("run")
         newest = self.stub.events[-1]["id"] if self.stub.events else 0
@@ -273,8 +382,14 @@ class _Events(_Handler):
         self.write(f"retry: 10\nid: {seen}\n\n: hello\n\n")
         await self.flush()
         self.stub.watchers.add(self)
+        known: dict[int, Any] = {}
         try:
             while True:
+                for task in {**self.stub.progress, **known}:
+                    now = self.stub.progress.get(task)
+                    if known.get(task) != now:
+                        known[task] = None if now is None else dict(now)
+                        self.tell(task, now)
                 for event in [e for e in self.stub.events if e["id"] > seen]:
                     seen = event["id"]
                     if not runs or event["run_id"] in (None, *runs):
@@ -295,9 +410,14 @@ _ROUTES: list[Any] = [
     (_RUN, _Run),
     (f"{_RUN}/steps", _Steps),
     (f"{_RUN}/events", _RunEvents),
+    (f"{_RUN}/batches", _Batches),
+    (f"{_RUN}/batches/([^/]+)", _Batch),
     (f"{_RUN}/controls", _Controls),
     (f"{_RUN}/rewind", _Rewind),
     (f"{_RUN}/fork", _Fork),
+    (f"{_RUN}/lr_find", _LrFind),
+    (f"{_RUN}/preview", _Preview),
+    (f"{_RUN}/previews", _Previews),
     ("/tinker/events", _Events),
     ("/tinker/keys", _Keys),
     ("/tinker/keys/([^/]+)", _Key),

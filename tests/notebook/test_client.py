@@ -255,10 +255,35 @@ def test_refusals_and_a_server_that_stays_away_end_it(stub: Stub, client: Client
         next(events)
 
 
+@pytest.mark.usefixtures("_hurried")
+def test_progress_is_told_to_who_wants_it_and_ends_with_the_connection(
+    stub: Stub, client: Client
+) -> None:
+    stub.progress = {3: {"what": "loading", "done": 1, "total": 2, "unit": "tensors"}}
+    stub.happen(THIRD, "step", step=1)
+    without = follow.follow(client, [THIRD], after=0)
+    assert next(without)["kind"] == "step"
+    events = follow.follow(client, [THIRD], after=0, progress=True)
+    first, second = next(events), next(events)
+    assert (first["id"], second["id"]) == (None, 1)
+    assert first["data"] == {"task": 3, "over": False, **stub.progress[3]}
+    del stub.progress[3]
+    stub.drop_watchers()
+    assert next(events)["data"] == {"task": 3, "over": True}
+    stub.happen(THIRD, "step", step=2)
+    assert next(events)["id"] == 2, "gone on behind the last event"
+    assert next(without)["id"] == 2
+    events.close()
+    without.close()
+
+
 def test_frames_of_a_stream() -> None:
     stream = (
         b": hello\n\nretry: 5\nid: 7\n\nid: 8\nevent: step\ndata: {\ndata:}\r\n\r\nid: 9\ndata: x"
     )
-    assert list(parse(stream.splitlines(keepends=True))) == [Frame(7, ""), Frame(8, "{\n}")]
+    frames = [Frame(7, ""), Frame(8, "{\n}", "step")]
+    assert list(parse(stream.splitlines(keepends=True))) == frames
     dropped = b'event: dropped\ndata: {"reason": "slow"}\n\n'
-    assert list(parse(dropped.splitlines(keepends=True))) == [Frame(None, '{"reason": "slow"}')]
+    assert list(parse(dropped.splitlines(keepends=True))) == [
+        Frame(None, '{"reason": "slow"}', "dropped")
+    ]

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ipykernel.kernelapp import IPKernelApp
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -21,10 +22,12 @@ from jupyter_tinker.notebook.client import Client
 from jupyter_tinker.notebook.commands import COMMANDS
 from jupyter_tinker.notebook.connection import KEY as KEY_VARIABLE
 from jupyter_tinker.notebook.connection import URL
+from jupyter_tinker.notebook.kernel import TAGS
 from jupyter_tinker.notebook.session import OWN
 from jupyter_tinker.notebook.tables import RunList
 from tests.notebook.conftest import FIRST, SECOND, THIRD
 from tests.notebook.stub import KEY, Stub, StubRun
+from tests.notebook.test_tokens import batch
 
 Cell = Callable[[str], tuple[str, str]]
 
@@ -69,6 +72,25 @@ def test_loading_says_what_was_found(named: Stub, cell: Cell, shell: Interactive
     assert cell("%reload_ext jupyter_tinker") == (told, "")
     cell("%unload_ext jupyter_tinker")
     assert "Line magic function `%tinker` not found" in cell("%tinker")[1]
+
+
+def test_loading_tags_the_sessions_of_this_kernel(
+    named: Stub, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TAGS, "mine")
+    cell("%load_ext jupyter_tinker")
+    assert os.environ[TAGS] == "mine", "this is no kernel"
+    IPKernelApp.instance(connection_file="kernel-b7.json")
+    try:
+        cell("%reload_ext jupyter_tinker")
+        assert os.environ[TAGS] == "mine,jupyter-kernel=b7"
+        os.environ[TAGS] = "yours"
+        cell(f"%tinker connect {named.url} {KEY}")
+        assert os.environ[TAGS] == "yours,jupyter-kernel=b7"
+        cell("%unload_ext jupyter_tinker")
+        assert os.environ[TAGS] == "yours"
+    finally:
+        IPKernelApp.clear_instance()
 
 
 @pytest.mark.usefixtures("nowhere")
@@ -226,6 +248,26 @@ def test_keys(loaded: Stub, cell: Cell, shell: InteractiveShell) -> None:
     assert "revoked" in cell("%tinker key list")[0]
 
 
+def test_a_learning_rate_is_found(loaded: Stub, cell: Cell, shell: InteractiveShell) -> None:
+    found = {"learning_rate": 2e-3, "steepest": 2e-3, "lowest": 0.05}
+    loaded.run(THIRD).found = [{"status": "done", "suggestion": found}]
+    cell("found = %tinker lr_find latest 1e-5 1 --steps 20")
+    assert shell.user_ns["found"].suggestion == 2e-3
+    assert loaded.run(THIRD).sweep["settings"]["steps"] == 20
+    loaded.run(THIRD).sweep["status"] = "running"
+    _, complained = cell("%tinker lr_find latest")
+    assert complained == f"UsageError: A sweep over run {THIRD} is under way.\n"
+
+
+def test_the_tokens_of_a_batch(loaded: Stub, cell: Cell, shell: InteractiveShell) -> None:
+    loaded.runs[0].batches = [batch(20, 3), batch(10, 2)]
+    printed, complained = cell("%tinker tokens latest")
+    assert "Step 3, cross_entropy: the 1 hardest of 9 sequences\n" in printed
+    assert complained == ""
+    cell("shown = %tinker tokens latest 2")
+    assert shell.user_ns["shown"].step == 2
+
+
 def test_the_panel(
     loaded: Stub, cell: Cell, shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +302,7 @@ def test_the_panel(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("steer latest", "There is no command 'steer'; there are connect, runs, key, panel, lr"),
+        ("steer latest", "There is no command 'steer'; there are connect, runs, key, panel"),
         ("lr zzz x0.5", "There is no run 'zzz'"),
         ("lr latest half", "a learning rate is a number, and not 'half'"),
         ("lr latest x0", "learning_rate_scale must be a finite number above 0, and is 0.0."),
@@ -271,6 +313,8 @@ def test_the_panel(
         ("rewind latest 99", "The run has no step 99"),
         ("pause 'latest", "no closing quotation"),
         ("runs all", "usage: %tinker runs"),
+        ("tokens latest first", "STEP is a whole number, and not 'first'"),
+        ("tokens latest 9", "They are gone."),
         ("key revoke never", "There is no key named 'never'."),
         ("key make me", "usage: %tinker key create NAME"),
         ("connect", "usage: %tinker connect URL [KEY]"),
@@ -326,6 +370,8 @@ def test_the_command_line_has_the_same_commands(cell: Cell) -> None:
         ("%tinker lr latest x0.5 --r", {"--ramp"}),
         ("%tinker guard latest pl", {"plateau"}),
         ("%tinker panel latest aaaaaa", {FIRST}),
+        ("%tinker tokens aaaaaa", {FIRST}),
+        ("%tinker tokens latest ", {"--help"}),
         ("%tinker key re", {"revoke"}),
         ("%tinker key revoke ", {"laptop", "--help"}),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 from jupyter_tinker.server.schema import StepRow
 from jupyter_tinker.wire.events import Event
@@ -42,12 +43,21 @@ def fields(block: str) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition(": ") for line in lines)}
 
 
+def progress(body: bytes) -> list[dict[str, Any]]:
+    """What whole blocks say of long work; they must have no id."""
+    said = [fields(block) for block in body.decode().split("\n\n")]
+    told = [one for one in said if one.get("event") == "progress"]
+    assert all("id" not in one for one in told)
+    return [json.loads(one["data"]) for one in told]
+
+
 def parse(body: bytes) -> list[Event]:
-    """The events in whole blocks, whose lines must agree with their data."""
+    """The events in whole blocks, whose lines must agree with their data; how far long work is
+    is none."""
     found = []
     for block in body.decode().split("\n\n"):
         said = fields(block)
-        if "data" not in said:
+        if "data" not in said or said["event"] == "progress":
             continue
         event = Event(**json.loads(said["data"]))
         assert (said["id"], said["event"]) == (str(event.id), event.kind)

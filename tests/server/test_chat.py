@@ -114,3 +114,28 @@ def test_templates_that_fail_or_break_out_are_refused(
 def test_a_model_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match=r"tokenizer\.json"):
         chat.load(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_are_the_text_with_its_marks(text: chat.Text, seed: int) -> None:
+    draw = random.Random(seed)
+    tokens: list[int] = []
+    for _ in range(10):
+        tokens += text.encode("".join(draw.choices("aß 👩‍👧漢\n.", k=8)))
+        tokens.append(draw.choice([1, 2]))
+    parts = chat.pieces(text, tokens)
+    assert len(parts) == len(tokens)
+    assert "".join(parts) == text.decode(tokens, special=True)
+    names = {1: "<|im_start|>", 2: "<|im_end|>"}
+    for part, token in zip(parts, tokens, strict=True):
+        assert part == names.get(token, part)
+        assert "\N{REPLACEMENT CHARACTER}" not in part
+    assert text.marks == {0, 1, 2}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_of_any_tokens_are_the_text(text: chat.Text, seed: int) -> None:
+    draw = random.Random(seed)
+    tokens = [draw.randrange(384) for _ in range(60)]
+    assert "".join(chat.pieces(text, tokens)) == text.decode(tokens, special=True)
+    assert chat.pieces(text, []) == []

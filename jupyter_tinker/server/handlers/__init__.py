@@ -6,12 +6,15 @@ from typing import Any
 
 from . import (
     account,
+    batches,
     checkpoints,
     downloads,
     events,
     futures,
     keys,
+    lr_find,
     openai,
+    previews,
     runs,
     sampling,
     sessions,
@@ -29,7 +32,14 @@ _API = [
     *account.HANDLERS,
 ]
 
-_OURS = [*runs.HANDLERS, *events.HANDLERS, *keys.HANDLERS]
+_OURS = [
+    *runs.HANDLERS,
+    *batches.HANDLERS,
+    *previews.HANDLERS,
+    *lr_find.HANDLERS,
+    *events.HANDLERS,
+    *keys.HANDLERS,
+]
 
 HANDLERS: list[tuple[Any, ...]] = [
     *((rf"/tinker/api/v1{pattern}/?", *rest) for pattern, *rest in _API),

@@ -21,6 +21,7 @@ from .. import keys
 from ..catalog import UnknownModelError
 from ..checkpoints import UnknownCheckpoint
 from ..history import HistoryGone
+from ..lr_finder import SweepUnderWay
 from ..registry import UnknownRun
 from ..samplers import UnknownSampler
 from ..service import TinkerService, UnknownSession
@@ -58,6 +59,7 @@ _STATUS: dict[type[Exception], int] = {
     UnknownSampler: 404,
     EngineDied: 503,
     HistoryGone: 404,
+    SweepUnderWay: 409,
     TooManyWatchers: 503,
 }
 

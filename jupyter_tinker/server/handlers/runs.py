@@ -36,12 +36,16 @@ def _events_body(rows: list[EventRow]) -> str:
     return dumps({"events": [{name: getattr(row, name) for name in columns} for row in rows]})
 
 
-def run_json(service: TinkerService, row: RunRow, last: StepRow | None) -> dict[str, Any]:
-    """A run as people see it: what it is, what it does now, and how it is steered."""
+def run_json(
+    service: TinkerService, row: RunRow, last: StepRow | None, tags: dict[str, list[str]]
+) -> dict[str, Any]:
+    """A run as people see it: what it is, what it does now, and how it is steered. `tags` are those
+    of its session, or of more, by their ids."""
     run = service.registry.known(row.id)
     return {
         "run_id": row.id,
         "session_id": row.session_id,
+        "session_tags": tags.get(row.session_id, []),
         "owner": row.owner,
         "base_model": row.base_model,
         "lora": row.lora,
@@ -59,8 +63,9 @@ def run_json(service: TinkerService, row: RunRow, last: StepRow | None) -> dict[
 async def whole_run_json(service: TinkerService, run: Run) -> dict[str, Any]:
     """`run_json`, and the run's branches."""
     last = await service.journal.last_steps([run.id])
+    tags = await service.journal.tags([run.row.session_id])
     return {
-        **run_json(service, run.row, last.get(run.id)),
+        **run_json(service, run.row, last.get(run.id), tags),
         "step": run.step,
         "branch": run.place.branch,
         "branches": [
@@ -77,7 +82,7 @@ async def whole_run_json(service: TinkerService, run: Run) -> dict[str, Any]:
 
 
 class StatusHandler(TinkerHandler):
-    """Whether there is an engine, and what it computes with."""
+    """Whether there is an engine, what it computes with, and what takes long just now."""
 
     @web.authenticated
     @authorized
@@ -87,8 +92,10 @@ class StatusHandler(TinkerHandler):
         status = supervisor.status
         self.reply(
             {
+                "server_id": self.service.identity,
                 "engine": state,
                 "busy_seconds": supervisor.busy_seconds,
+                "progress": self.service.progress.to_json(),
                 "status": None if status is None else asdict(status),
             }
         )
@@ -102,7 +109,8 @@ class RunsHandler(TinkerHandler):
         offset = self.int_argument("offset", 0, 2**31)
         rows, total = await self.service.journal.runs(limit, offset)
         last = await self.service.journal.last_steps([row.id for row in rows])
-        runs = [run_json(self.service, row, last.get(row.id)) for row in rows]
+        tags = await self.service.journal.tags(list({row.session_id for row in rows}))
+        runs = [run_json(self.service, row, last.get(row.id), tags) for row in rows]
         self.reply({"runs": runs, "total": total})
 
 

@@ -31,6 +31,10 @@ export class LabTransport implements Transport {
     return this.send<T>(path, { method: "POST", body: JSON.stringify(body) });
   }
 
+  async put<T>(path: string, body: unknown): Promise<T> {
+    return this.send<T>(path, { method: "PUT", body: JSON.stringify(body) });
+  }
+
   async delete<T>(path: string): Promise<T> {
     return this.send<T>(path, { method: "DELETE" });
   }

@@ -3,12 +3,13 @@
 import type { Branch } from "./types.js";
 
 /**
- * The last step of each branch that the run's present state came by; branches that are not there were
- * left as a whole. `branches` are as the server lists them, from 1; branch 0 is the beginning.
+ * The last step of each branch that the end of a branch came by, of the newest one if none is given;
+ * branches that are not there were left as a whole. `branches` are as the server lists them, from 1;
+ * branch 0 is the beginning.
  */
-export function lineage(branches: readonly Branch[]): Map<number, number> {
+export function lineage(branches: readonly Branch[], end?: number): Map<number, number> {
   const upto = new Map<number, number>();
-  let current = branches.reduce((newest, branch) => Math.max(newest, branch.number), 0);
+  let current = end ?? branches.reduce((newest, branch) => Math.max(newest, branch.number), 0);
   let limit = Number.POSITIVE_INFINITY;
   for (;;) {
     upto.set(current, limit);

@@ -2,12 +2,17 @@
 
 import Plotly, { type PlotElement } from "plotly.js-basic-dist-min";
 import { drawnMarks, marksOf } from "./marks.js";
-import { onThemeChange, RUN_COLOURS, readTheme } from "./theme.js";
+import { onThemeChange, readTheme } from "./theme.js";
 import { tracesOf } from "./traces.js";
 import type { Watched } from "./watched.js";
 
-// Between two drawings: often enough to look alive, seldom enough to leave the processor alone.
-const GAP = 150;
+// What comes at once is drawn at once.
+const SOON = 20;
+// Between two drawings: often enough to look alive, and for long histories, whose drawings take long and
+// change little, seldom enough to leave the processor alone. (The newest numbers are shown at once.)
+const GAP = 120;
+const GAP_OF_A_STEP = 0.07;
+const LONGEST_GAP = 1_400;
 const MARGIN = { l: 62, r: 12, t: 6, b: 34 };
 const CONFIG = { displaylogo: false, displayModeBar: false, responsive: false };
 
@@ -25,6 +30,7 @@ export class Chart {
   private settings = 0;
   private range: [number, number] | null = null;
   private timer: ReturnType<typeof setTimeout> | undefined;
+  private nextAt = 0;
   private visible = true;
   private plot: PlotElement | null = null;
   private disposed = false;
@@ -64,10 +70,11 @@ export class Chart {
   schedule(): void {
     if (this.timer !== undefined || this.disposed) return;
     if (!this.visible || document.hidden) return;
-    this.timer = setTimeout(() => {
+    const draw = () => {
       this.timer = undefined;
       void this.draw();
-    }, GAP);
+    };
+    this.timer = setTimeout(draw, Math.max(SOON, this.nextAt - performance.now()));
   }
 
   dispose(): void {
@@ -90,11 +97,15 @@ export class Chart {
       width: Math.max(100, width - MARGIN.l - MARGIN.r),
       smoothing: this.smoothing,
     };
-    const colour = (index: number) => RUN_COLOURS[index % RUN_COLOURS.length]!;
-    const traces = this.runs.flatMap((run, index) =>
-      tracesOf(run, colour(index), index === 0, view, theme),
+    const { length } = theme.runs;
+    const each = this.runs.map((run, index) =>
+      tracesOf(run, theme.runs[index % length]!, index === 0, view, theme),
     );
+    const traces = each.reverse().flat(); // the main run on top of the others
     const plot = await Plotly.react(this.element, traces, this.layout(width, theme), CONFIG);
+    const steps = this.runs.reduce((sum, run) => sum + run.series.length, 0);
+    const gap = Math.min(Math.max(GAP, GAP_OF_A_STEP * steps), LONGEST_GAP);
+    this.nextAt = performance.now() + gap;
     if (this.disposed) Plotly.purge(this.element);
     else if (!this.plot) this.listen(plot);
   }
@@ -104,7 +115,7 @@ export class Chart {
     const [first, last] = this.range ?? [main?.series.at("step", 0), main?.series.at("step", -1)];
     const room = ((last || 1) - (first || 0)) * (18 / width);
     const y = (title: string, from: number, to: number, more: object = {}) => ({
-      title: { text: title, font: { size: 11 }, standoff: 4 },
+      title: { text: title, font: { size: 11 } },
       domain: [from, to],
       gridcolor: theme.grid,
       zeroline: false,
@@ -129,6 +140,8 @@ export class Chart {
         gridcolor: theme.grid,
         zeroline: false,
         anchor: "y3",
+        // Few steps: no ticks between them.
+        ...((last || 0) - (first || 0) < 10 ? { dtick: 1 } : {}),
         ...(this.range ? { range: this.range } : { autorange: true }),
       },
       yaxis: y("loss", 0.47, 1, { type: this.logarithmic ? "log" : "linear" }),

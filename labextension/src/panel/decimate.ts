@@ -1,13 +1,58 @@
 // As many points of a curve as a screen can show.
 
 /**
- * Indices of the points to draw between `from` and `to`, at most four for each of `columns` columns:
- * its first, lowest, highest and last. So peaks stay, however many points there are.
+ * Which columns of pixels the points of a curve fall into, for all curves over the same `x`.
  *
- * `x` need not rise everywhere: a run of points in the same column is taken together. One point on
- * either side of the window is kept, so that lines leave it at the right slope. Holes in `y` are
- * kept once a column, so that they stay holes.
+ * `x` need not rise everywhere: neighbours in the same column are taken together. One point on either
+ * side of the window from `from` to `to` is kept, so that lines leave it at the right slope.
  */
+export class Columns {
+  /** Where each run of points in the same column begins; behind them, how many points there are. */
+  private readonly starts: Uint32Array;
+  private readonly runs: number;
+  /** 1 for the runs in the window, 0 for those before it, 2 behind it. */
+  private readonly sides: Uint8Array;
+
+  constructor(x: ArrayLike<number>, from: number, to: number, columns: number) {
+    const { length } = x;
+    const width = (to - from) / Math.max(1, columns) || 1;
+    this.starts = new Uint32Array(length + 1);
+    this.sides = new Uint8Array(length);
+    let runs = 0;
+    let before = Number.NaN;
+    for (let i = 0; i < length; i++) {
+      const value = x[i]!;
+      const column = value < from ? -1 : value > to ? -2 : Math.floor((value - from) / width);
+      if (column === before) continue;
+      before = column;
+      this.starts[runs] = i;
+      this.sides[runs] = column === -1 ? 0 : column === -2 ? 2 : 1;
+      runs += 1;
+    }
+    this.starts[runs] = length;
+    this.runs = runs;
+  }
+
+  /**
+   * Indices of the points to draw of a curve, at most four for each column: its first, lowest,
+   * highest and last. So peaks stay, however many points there are. Holes (NaN) are kept once a
+   * column, so that they stay holes.
+   */
+  keep(y: ArrayLike<number>): number[] {
+    const kept: number[] = [];
+    for (let run = 0; run < this.runs; run++) {
+      const start = this.starts[run]!;
+      const end = this.starts[run + 1]!;
+      const side = this.sides[run]!;
+      if (side === 0) kept.push(end - 1);
+      else if (side === 2) kept.push(start);
+      else keepColumn(y, start, end, kept);
+    }
+    return kept;
+  }
+}
+
+/** `Columns.keep` for a single curve. */
 export function decimate(
   x: ArrayLike<number>,
   y: ArrayLike<number>,
@@ -15,20 +60,7 @@ export function decimate(
   to: number,
   columns: number,
 ): number[] {
-  const width = (to - from) / Math.max(1, columns) || 1;
-  const column = (i: number) =>
-    x[i]! < from ? -1 : x[i]! > to ? Number.POSITIVE_INFINITY : Math.floor((x[i]! - from) / width);
-  const kept: number[] = [];
-  for (let start = 0; start < x.length; ) {
-    const own = column(start);
-    let end = start + 1;
-    while (end < x.length && column(end) === own) end++;
-    if (own === -1) kept.push(end - 1);
-    else if (own === Number.POSITIVE_INFINITY) kept.push(start);
-    else keepColumn(y, start, end, kept);
-    start = end;
-  }
-  return kept;
+  return new Columns(x, from, to, columns).keep(y);
 }
 
 function keepColumn(y: ArrayLike<number>, start: number, end: number, kept: number[]): void {
@@ -36,9 +68,7 @@ function keepColumn(y: ArrayLike<number>, start: number, end: number, kept: numb
     for (let i = start; i < end; i++) kept.push(i);
     return;
   }
-  let low = -1;
-  let high = -1;
-  let hole = -1;
+  let [low, high, hole] = [-1, -1, -1];
   for (let i = start; i < end; i++) {
     const value = y[i]!;
     if (Number.isNaN(value)) {
@@ -48,6 +78,10 @@ function keepColumn(y: ArrayLike<number>, start: number, end: number, kept: numb
     if (low < 0 || value < y[low]!) low = i;
     if (high < 0 || value > y[high]!) high = i;
   }
-  const chosen = [start, low, high, hole, end - 1].filter((i) => i >= 0);
-  kept.push(...[...new Set(chosen)].sort((a, b) => a - b));
+  const chosen = [start, low, high, hole, end - 1].sort((a, b) => a - b);
+  let last = -1;
+  for (const index of chosen) {
+    if (index > last) kept.push(index);
+    last = index;
+  }
 }

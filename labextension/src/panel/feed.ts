@@ -1,26 +1,33 @@
 // What a page knows of its server: one stream of events for all its panels.
 
 import { RequestFailed, ServerTransport, type Transport } from "./transport.js";
-import type { Run, TinkerEvent } from "./types.js";
+import type { Run, Status, Task, TinkerEvent } from "./types.js";
 import { Watched } from "./watched.js";
 
 const RETRY = 2_000;
 // What the server tells of no event: whether a run trains or waits for its client.
 const STATE_EVERY = 3_000;
+// Of runs that have made so many steps, one more is told in company.
+const MANY_STEPS = 2_000;
+const PACE = 300;
 
 export type Connection = "connecting" | "live" | "reconnecting";
 
 export class Feed {
   /** Newest first. */
   runs: Run[] = [];
+  status: Status | null = null;
   connection: Connection = "connecting";
   /** Why there is no connection, where that is known. */
   problem: string | null = null;
   users = 0;
+  /** What takes long just now, by its number. */
+  readonly tasks = new Map<number, Task>();
   private readonly watched = new Map<string, Watched>();
   private readonly listeners = new Set<() => void>();
   private readonly timers = new Set<ReturnType<typeof setTimeout>>();
   private stop: (() => void) | null = null;
+  private telling = false;
   private disposed = false;
 
   constructor(readonly transport: Transport) {
@@ -84,9 +91,19 @@ export class Feed {
     const newest = Math.max(0, ...this.runs.map((run) => run.last_step?.id ?? 0));
     this.stop = this.transport.follow(newest, {
       onEvent: (event) => this.heard(event),
-      onState: (connected) => this.state(connected),
+      onState: (connected, problem) => this.state(connected, problem),
+      onProgress: (task, state) => this.progressed(task, state),
     });
     for (const watched of this.watched.values()) this.load(watched);
+    this.refreshStatus();
+  }
+
+  private refreshStatus(): void {
+    const told = this.transport.get<Status>("status").then((status) => {
+      this.status = status;
+      this.changed();
+    });
+    told.catch(() => {});
   }
 
   private async refreshRuns(): Promise<void> {
@@ -102,19 +119,45 @@ export class Feed {
   }
 
   private heard(event: TinkerEvent): void {
-    if (event.kind === "run_created") this.refreshRuns().catch(() => {});
+    const { kind } = event;
+    if (kind === "run_created" || kind === "run_ended") this.refreshRuns().catch(() => {});
+    if (kind === "engine_started") this.refreshStatus();
     if (event.run_id === null) for (const watched of this.watched.values()) watched.take(event);
     else this.watched.get(event.run_id)?.take(event);
+    if (event.kind === "step") this.stepped();
+    else this.changed();
+  }
+
+  private stepped(): void {
+    if (this.telling) return;
+    let steps = 0;
+    for (const { series } of this.watched.values()) steps += series.length;
+    if (steps < MANY_STEPS) {
+      this.changed();
+      return;
+    }
+    this.telling = true;
+    this.after(PACE, () => {
+      this.telling = false;
+      this.changed();
+    });
+  }
+
+  private progressed(task: number, state: Task | null): void {
+    if (state) this.tasks.set(task, state);
+    else this.tasks.delete(task);
     this.changed();
   }
 
-  private state(connected: boolean): void {
+  private state(connected: boolean, problem?: string | null): void {
+    this.tasks.clear(); // a new connection tells of all that goes on
     const again = connected && this.connection === "reconnecting";
     this.connection = connected ? "live" : "reconnecting";
-    this.problem = connected ? null : "The server does not answer; trying again.";
+    this.problem = connected ? null : problem || "The server does not answer; trying again.";
     if (again) {
       this.refreshRuns().catch(() => {});
       this.refreshStates();
+      this.refreshStatus();
     }
     this.changed();
   }

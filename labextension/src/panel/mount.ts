@@ -1,27 +1,36 @@
 // The panel: watches a run and steers it. Written once, mounted wherever there is an element.
 
+import { RunActions } from "./actions.js";
 import { Chart } from "./chart.js";
-import { confirm } from "./confirm.js";
 import { h, say } from "./dom.js";
 import { acquireFeed, Feed, releaseFeed } from "./feed.js";
+import { Finder } from "./finder.js";
+import { followed } from "./following.js";
 import { Happenings } from "./happenings.js";
+import { Legend } from "./legend.js";
 import { Notices } from "./notices.js";
 import { type Choice, Picker } from "./picker.js";
+import { ProgressBar } from "./progress.js";
 import { Readouts } from "./readouts.js";
+import { Samples } from "./samples.js";
 import { Steering } from "./steering.js";
 import { STYLE } from "./style.js";
 import { Tabs } from "./tabs.js";
+import { Tokens } from "./tokens.js";
 import type { Transport } from "./transport.js";
 import type { Run } from "./types.js";
+import { viewOptions } from "./view_options.js";
 import type { Watched } from "./watched.js";
 
 export interface Options {
   /** Jupyter's base URL, with a slash at its end. */
   baseUrl: string;
-  /** A run's id; null follows whichever started last. */
+  /** A run's id; null follows whichever starts, the kernel's own first. */
   run?: string | null;
   /** Runs to compare with it. */
   compared?: readonly string[];
+  /** The id of the notebook's kernel. */
+  kernel?: string | null;
   /** Another way to the server than the page's own. */
   transport?: Transport;
   /** Whether JupyterLab's shortcuts work here, too: in a notebook they would run its cells. */
@@ -29,6 +38,8 @@ export interface Options {
   /** Called with every change of what is shown: the choice, and the run itself. */
   onChange?: (choice: Choice, run: Run | null) => void;
 }
+
+const SUPPRESS = "data-lm-suppress-shortcuts";
 
 export interface Panel {
   select(run: string | null): void;
@@ -46,16 +57,20 @@ class View implements Panel {
   private readonly connection = h("span", { class: "jt-badge", role: "status" });
   private readonly state = h("span", { class: "jt-badge" });
   private readonly problem = h("p", { class: "jt-problem", role: "alert" });
-  private readonly picker = new Picker((choice) => this.choose(choice));
+  private readonly banner = h("p", { class: "jt-banner", role: "status" });
+  private readonly progress = new ProgressBar();
+  private readonly kernel: string | null;
+  private readonly picker: Picker;
+  private readonly legend = new Legend((id) => {
+    const compared = this.choice.compared.filter((other) => other !== id);
+    this.choose({ ...this.choice, compared });
+  });
   private readonly readouts = new Readouts();
   private readonly notices = new Notices();
-  private readonly tabs = new Tabs([new Happenings()]);
+  private readonly tabs: Tabs;
   private readonly chart = new Chart((step, branch) => this.pick(step, branch));
-  private readonly steering = new Steering({
-    change: (fields) => this.change(fields),
-    rewind: (step, branch) => this.ask(step, branch, ["Rewind"]),
-    fork: (step, branch) => this.ask(step, branch, ["Fork"]),
-  });
+  private readonly actions: RunActions;
+  private readonly steering: Steering;
   private choice: Choice;
   private watched: Watched[] = [];
   private disposed = false;
@@ -66,7 +81,18 @@ class View implements Panel {
   ) {
     this.choice = { run: options.run || null, compared: options.compared ?? [] };
     const { transport, baseUrl } = options;
+    this.kernel = options.kernel || null;
+    this.picker = new Picker(this.kernel, (choice) => this.choose(choice));
     this.feed = transport ? new Feed(transport) : acquireFeed(baseUrl);
+    const root = () => this.root;
+    this.actions = new RunActions(this.feed.transport, () => this.main, this.notices, root);
+    this.steering = new Steering(this.actions);
+    this.tabs = new Tabs([
+      new Happenings(),
+      new Tokens(),
+      new Samples(() => this.feed.transport),
+      new Finder({ transport: () => this.feed.transport, change: this.actions.change }),
+    ]);
     this.unsubscribe = this.feed.subscribe(() => this.update());
     this.root = this.layout();
     element.append(this.root);
@@ -103,15 +129,18 @@ class View implements Panel {
         class: "jt-panel",
         "aria-label": "Tinker run",
         // JupyterLab's shortcuts are not meant for what is typed here.
-        "data-lm-suppress-shortcuts": !this.options.shortcuts,
+        [SUPPRESS]: !this.options.shortcuts,
         keydown: (event) => this.options.shortcuts || event.stopPropagation(),
+        focusin: ({ target }) => this.keepArrows(target as Element),
       },
       h("style", {}, STYLE),
-      h("div", { class: "jt-head" }, this.picker.element, badges),
+      h("div", { class: "jt-head" }, this.picker.element, this.banner, badges),
       this.problem,
+      this.progress.element,
       this.readouts.element,
+      this.legend.element,
       this.chart.element,
-      this.settings(),
+      viewOptions(this.chart),
       this.steering.element,
       this.notices.element,
       this.tabs.element,
@@ -119,36 +148,10 @@ class View implements Panel {
     return root;
   }
 
-  private settings(): HTMLElement {
-    const smoothing = h("input", {
-      type: "range",
-      min: 0,
-      max: 0.99,
-      step: 0.01,
-      value: this.chart.smoothing,
-      class: "jt-slider",
-      input: () => {
-        this.chart.smoothing = Number(smoothing.value);
-        this.chart.restyle();
-      },
-    });
-    const log = h("input", {
-      type: "checkbox",
-      change: () => {
-        this.chart.logarithmic = log.checked;
-        this.chart.restyle();
-      },
-    });
-    const all = h("button", { type: "button", click: () => this.chart.unzoom() }, "All steps");
-    const key = "bold: smoothed · × clipped · dotted: asked for, or a branch that was left";
-    return h(
-      "div",
-      { class: "jt-options" },
-      h("label", {}, "Smoothing", smoothing),
-      h("label", {}, log, "log loss"),
-      all,
-      h("span", { class: "jt-key" }, key),
-    );
+  /** Notebook 7 takes arrow keys even from a slider, unless it is marked itself. */
+  private keepArrows(target: Element): void {
+    const slider = target instanceof HTMLInputElement && target.type === "range";
+    if (slider || !this.options.shortcuts) target.setAttribute(SUPPRESS, "true");
   }
 
   private choose(choice: Choice): void {
@@ -167,14 +170,17 @@ class View implements Panel {
     say(this.problem, this.main?.problem ?? problem ?? "");
     const known = connection === "live" ? "" : "was ";
     say(this.state, run ? `${known}${run.state}` : "no run yet");
-    this.state.title = run?.controls.paused_because ?? run?.ended ?? "";
     this.state.dataset.kind = run?.state === "paused" ? "warn" : "";
     this.picker.show(
       this.feed.runs,
       this.choice,
       this.chart.runs.map(({ id }) => id),
     );
-    this.readouts.show(this.main);
+    say(this.banner, state(run, this.feed));
+    this.banner.title = this.banner.textContent ?? "";
+    this.progress.show(this.feed.tasks.values(), run?.run_id ?? null);
+    this.readouts.show(this.main, this.feed.status);
+    this.legend.show(this.watched);
     this.tabs.show(this.main, connection === "live");
     this.steering.show(run, connection === "live");
     this.chart.schedule();
@@ -183,7 +189,7 @@ class View implements Panel {
 
   /** Watch what is chosen, and no more. */
   private watch(): void {
-    const main = this.choice.run ?? this.feed.runs[0]?.run_id;
+    const main = this.choice.run ?? followed(this.feed.runs, this.kernel)?.run_id;
     const wanted = main === undefined ? [] : [main, ...this.choice.compared];
     const ids = [...new Set(wanted)];
     if (ids.join() === this.watched.map(({ id }) => id).join()) return;
@@ -193,66 +199,18 @@ class View implements Panel {
     this.chart.runs = this.watched;
   }
 
-  private async change(fields: Record<string, unknown>): Promise<void> {
-    await this.doing(async (watched) => {
-      await this.feed.transport.post(`${watched.path}/controls`, fields);
-    });
-  }
-
-  /** Do something to the main run, and say so; what the server refuses is said, too. */
-  private async doing(work: (watched: Watched) => Promise<void>, about = ""): Promise<void> {
-    const watched = this.main;
-    if (!watched) return;
-    this.notices.tell(about);
-    try {
-      await work(watched);
-      await watched.refresh();
-    } catch (error) {
-      this.notices.fail(error instanceof Error ? error.message : String(error));
-    }
-  }
-
   private pick(step: number, branch: number): void {
     this.steering.pick(step, branch);
-    this.ask(step, branch, ["Rewind", "Fork"]);
-  }
-
-  private ask(step: number, branch: number | null, offered: ("Rewind" | "Fork")[]): void {
-    const offers = {
-      Rewind: () => this.rewind(step, branch),
-      Fork: () => this.fork(step, branch),
-    };
-    confirm(this.root, {
-      title: `Step ${step}${branch ? ` of branch ${branch}` : ""}`,
-      text: [
-        ...(offered.includes("Rewind")
-          ? ["Rewind: the run goes on from after this step; what came later is kept as a branch."]
-          : []),
-        ...(offered.includes("Fork")
-          ? ["Fork: the run is left alone, and you get a path that another run can start from."]
-          : []),
-      ].join(" "),
-      actions: Object.fromEntries(offered.map((name) => [name, offers[name]])),
-    });
-  }
-
-  private rewind(step: number, branch: number | null): void {
-    void this.doing(async (watched) => {
-      await this.feed.transport.post(`${watched.path}/rewind`, place(step, branch));
-      this.notices.tell(`The run is at step ${step}.`);
-    }, `Going back to step ${step} …`);
-  }
-
-  private fork(step: number, branch: number | null): void {
-    void this.doing(async (watched) => {
-      const answer = await this.feed.transport.post<{ path: string }>(
-        `${watched.path}/fork`,
-        place(step, branch),
-      );
-      this.notices.tell(`Start a run from ${answer.path}`);
-    }, `Making a checkpoint of step ${step} …`);
+    this.actions.ask(step, branch);
   }
 }
 
-const place = (step: number, branch: number | null) =>
-  branch === null ? { step } : { step, branch };
+const NO_RUN = "There is no run yet: as soon as one starts, it is shown here.";
+
+/** What a person should know of a run before anything else; empty if there is nothing. */
+function state(run: Run | null, feed: Feed): string {
+  if (run === null) return feed.connection === "live" && feed.runs.length === 0 ? NO_RUN : "";
+  if (run.ended !== null) return `Ended: ${run.ended}`;
+  if (run.controls.paused) return `Paused: ${run.controls.paused_because ?? "by a person"}.`;
+  return "";
+}

@@ -8,7 +8,7 @@ export class Notices {
   private readonly note = h("p", { class: "jt-note", role: "status" });
 
   constructor() {
-    this.element = h("div", {}, this.fault, this.note);
+    this.element = h("div", { class: "jt-notices" }, this.fault, this.note);
   }
 
   fail(text: string): void {

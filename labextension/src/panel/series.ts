@@ -52,20 +52,22 @@ export class Series {
   }
 
   /** Indices of the steps that the run's state came by, and of those on branches that were left. */
-  split(upto: Map<number, number>): { live: number[]; left: Map<number, number[]> } {
+  split(upto: Map<number, number>): { live: Uint32Array; left: Map<number, number[]> } {
     const [branch, step] = [this.column("branch"), this.column("step")];
-    const live: number[] = [];
+    const live = new Uint32Array(this.length);
     const left = new Map<number, number[]>();
+    let count = 0;
     for (let i = 0; i < this.length; i++) {
       if (step[i]! <= (upto.get(branch[i]!) ?? -1)) {
-        live.push(i);
+        live[count] = i;
+        count += 1;
       } else {
         const own = left.get(branch[i]!);
         if (own) own.push(i);
         else left.set(branch[i]!, [i]);
       }
     }
-    return { live, left };
+    return { live: live.subarray(0, count), left };
   }
 
   private makeRoom(): void {

@@ -1,17 +1,17 @@
 // The controls of a run: what a person turns, and what the server then says they are.
 
 import { h, say } from "./dom.js";
-import { Latest } from "./latest.js";
+import { button, disable, NumberField, row } from "./fields.js";
+import { GuardsForm } from "./guards.js";
+import { LearningRate } from "./learning_rate.js";
 import type { Controls, Run } from "./types.js";
-import { short } from "./words.js";
-
-const DECADES = 2; // the slider's reach, up and down
-const INSTANT = { "aria-live": "polite" };
 
 export interface Actions {
   change(fields: Record<string, unknown>): Promise<void>;
   rewind(step: number, branch: number | null): void;
   fork(step: number, branch: number | null): void;
+  /** What a person typed makes no sense. */
+  refuse(sentence: string): void;
 }
 
 /** Why a run cannot be steered now; null if it can. */
@@ -22,195 +22,174 @@ export function whyNot(run: Run | null, connected: boolean): string | null {
   return null;
 }
 
+/** Why there is nothing to undo; null if there is. */
+export function whyNothingToUndo(controls: Controls): string | null {
+  const { learning_rate_scale, learning_rate, grad_clip_norm, weight_decay } = controls;
+  const asked = [learning_rate, grad_clip_norm, weight_decay].every((value) => value === null);
+  return asked && learning_rate_scale === 1 && controls.ramp === null
+    ? "Nothing to undo: the optimizer is given what the client asks."
+    : null;
+}
+
+const UNDO = "Learning rate, clipping and weight decay as the client asks, at once";
+
+let made = 0;
+
 export class Steering {
   readonly element: HTMLElement;
-  private readonly why = h("p", { class: "jt-why", ...INSTANT });
-  private readonly live: HTMLFieldSetElement;
-  private readonly past: HTMLFieldSetElement;
-  private readonly slider = h("input", {
-    type: "range",
-    min: -DECADES,
-    max: DECADES,
-    step: 0.01,
-    class: "jt-slider",
-    "aria-label": "Learning rate scale, logarithmic, from 0.01 to 100",
-  });
-  private readonly scale = this.number("Learning rate scale, exactly", "1");
-  private readonly rate = this.number("Learning rate in place of what the client asks", "as asked");
-  private readonly clip = this.number("Gradient clip norm; 0 is off", "as asked");
-  private readonly steps = this.number("How many steps to make", "10");
-  private readonly place = this.number("Step to go back to", "step");
-  private readonly pause = h("button", { type: "button", click: () => this.togglePause() });
-  private readonly scales = new Latest<number>(
-    // What the slider gives has more digits than anybody wants to read.
-    (scale) => this.actions.change({ learning_rate_scale: Number(scale.toPrecision(4)) }),
-    () => this.settle(this.slider, this.scale),
-  );
+  private readonly why = h("p", { class: "jt-why", "aria-live": "polite" });
+  private readonly sets: HTMLFieldSetElement[];
+  private readonly rate: LearningRate;
+  private readonly clip: NumberField;
+  private readonly decay: NumberField;
+  private readonly steps: NumberField;
+  private readonly place: NumberField;
+  private readonly pause = button("Pause", () => void this.send({ paused: !this.paused }));
+  private readonly undo = button("Undo all", () => void this.send({ reset: true }), UNDO);
+  private readonly back: HTMLButtonElement[];
+  private readonly guards: GuardsForm;
   private branch: number | null = null;
-  private controls: Controls | null = null;
+  private paused = false;
+  private shown: string | null = null;
 
   constructor(private readonly actions: Actions) {
-    this.slider.addEventListener("input", () => this.slid());
-    this.slider.addEventListener("change", () => this.setScale(10 ** Number(this.slider.value)));
-    this.onEnter(this.scale, () => this.setScale(Number(this.scale.value)));
-    this.onEnter(this.rate, () => this.setNumber("learning_rate", this.rate));
-    this.onEnter(this.clip, () => this.setNumber("grad_clip_norm", this.clip));
-    this.onEnter(this.steps, () => this.makeSteps());
-    this.place.addEventListener("input", () => {
+    const { refuse } = actions;
+    this.rate = new LearningRate((fields) => this.send(fields), refuse);
+    this.clip = this.field("Gradient clip norm; 0 is off", "as asked", () => this.setClip());
+    this.decay = this.field("Weight decay in place of what the client asks", "as asked", () =>
+      this.setDecay(),
+    );
+    this.steps = this.field("How many steps to make", "10", () => this.makeSteps(), true);
+    this.place = this.field("Step to go back to", "step", () => this.go(actions.rewind), true);
+    this.place.input.addEventListener("input", () => {
       this.branch = null;
     });
-    this.live = h(
-      "fieldset",
-      { class: "jt-controls" },
-      h("legend", {}, "Steer"),
-      group(
-        "LR scale ×",
-        this.slider,
-        this.scale,
-        this.button("Reset", () => this.setScale(1)),
-      ),
-      group("LR", this.rate, ...this.setAndClear("learning_rate", this.rate)),
-      group("Clip", this.clip, ...this.setAndClear("grad_clip_norm", this.clip)),
-      group(
-        "",
-        this.pause,
-        this.button("Step", () => this.makeSteps()),
-        this.steps,
-      ),
-    );
-    this.past = h(
-      "fieldset",
-      { class: "jt-controls" },
-      h("legend", {}, "Go back"),
-      group(
-        "Step",
-        this.place,
-        this.button("Rewind…", () => this.go(actions.rewind)),
-        this.button("Fork…", () => this.go(actions.fork)),
-      ),
-    );
-    this.element = h("div", { class: "jt-steering" }, this.live, this.past, this.why);
+    this.back = [
+      button("Rewind…", () => this.go(actions.rewind)),
+      button("Fork…", () => this.go(actions.fork)),
+    ];
+    this.guards = new GuardsForm((guards) => this.send({ guards }), refuse);
+    this.sets = [this.optimizer(), this.run()];
+    made += 1;
+    this.why.id = `jt-why-${made}`;
+    for (const set of this.sets) set.setAttribute("aria-describedby", this.why.id);
+    this.element = h("div", { class: "jt-steering" }, this.why, ...this.sets);
   }
 
   /** Show what is; what a person is typing stays. */
   show(run: Run | null, connected: boolean): void {
     const why = whyNot(run, connected);
     say(this.why, why ?? "");
-    for (const set of [this.live, this.past]) {
-      set.disabled = why !== null;
-      set.title = why ?? "";
-    }
-    if (run) this.showControls(run.controls);
+    for (const set of this.sets) disable(set, why);
+    if (run === null) return;
+    if (run.run_id !== this.shown) this.startAnew(run.run_id);
+    const { controls } = run;
+    this.rate.show(run);
+    this.clip.show(controls.grad_clip_norm);
+    this.decay.show(controls.weight_decay);
+    this.guards.show(controls.guards);
+    this.showHalt(controls);
+    disable(this.undo, whyNothingToUndo(controls), UNDO);
+    const none = run.last_step ? null : "The run has made no step yet.";
+    disable(this.back[0]!, none, "Set weights and optimizer back to what they were after a step");
+    disable(this.back[1]!, none, "Get a path of a step, from which another run can start");
   }
 
   /** A step of a curve was chosen. */
   pick(step: number, branch: number): void {
-    this.place.value = String(step);
+    this.place.propose(String(step));
     this.branch = branch;
   }
 
-  private showControls(controls: Controls): void {
-    this.controls = controls;
-    const left = controls.steps_until_pause;
-    const until = left === null ? "" : ` (${left} to go)`;
-    say(this.pause, controls.paused ? "Resume" : `Pause${until}`);
-    this.pause.title = controls.paused_because ?? "";
-    const scale = controls.learning_rate_scale;
-    if (!this.isEdited(this.slider)) this.slider.value = String(Math.log10(scale));
-    this.slider.setAttribute("aria-valuetext", `times ${short(scale)}`);
-    this.set(this.scale, short(scale));
-    this.set(this.rate, controls.learning_rate);
-    this.set(this.clip, controls.grad_clip_norm);
+  /** What was typed for one run is not meant for another. */
+  private startAnew(run: string): void {
+    this.shown = run;
+    this.branch = null;
+    this.rate.startAnew();
+    this.guards.settle();
+    for (const field of [this.clip, this.decay, this.place]) field.settle();
   }
 
-  private set(input: HTMLInputElement, value: number | string | null): void {
-    if (!this.isEdited(input)) input.value = value === null ? "" : String(value);
+  private optimizer(): HTMLFieldSetElement {
+    return h(
+      "fieldset",
+      { class: "jt-controls" },
+      h("legend", {}, "Optimizer"),
+      ...this.rate.rows,
+      row("Clip", this.clip.input, ...setOrNot("clipping norm", this.clip, () => this.setClip())),
+      row(
+        "Weight decay",
+        this.decay.input,
+        ...setOrNot("weight decay", this.decay, () => this.setDecay()),
+      ),
+      row("", this.undo),
+    );
   }
 
-  private isEdited(input: HTMLInputElement): boolean {
-    return input.dataset.edited === "yes";
+  private run(): HTMLFieldSetElement {
+    const title = "Resume, make so many optimizer steps, and pause";
+    const step = button("Step", () => this.makeSteps(), title);
+    return h(
+      "fieldset",
+      { class: "jt-controls" },
+      h("legend", {}, "Run"),
+      row("Go on", this.pause, step, this.steps.input),
+      row("Go back to", this.place.input, ...this.back),
+      this.guards.element,
+    );
   }
 
-  private slid(): void {
-    this.slider.dataset.edited = "yes";
-    const scale = short(10 ** Number(this.slider.value));
-    this.scale.value = scale;
-    this.scale.dataset.edited = "yes";
-    this.slider.setAttribute("aria-valuetext", `times ${scale}`);
+  private showHalt({ paused, steps_until_pause: left }: Controls): void {
+    this.paused = paused;
+    say(this.pause, paused ? "Resume" : `Pause${left === null ? "" : ` (${left} to go)`}`);
+    this.pause.title = paused ? "Let the run go on" : "Let its client wait from the next step on";
+    this.pause.classList.toggle("jt-primary", paused);
   }
 
-  private setScale(scale: number): void {
-    for (const input of [this.slider, this.scale]) input.dataset.edited = "yes";
-    this.scales.put(scale);
+  private async send(fields: Record<string, unknown>): Promise<void> {
+    await this.actions.change(fields);
   }
 
-  private setNumber(name: string, input: HTMLInputElement): void {
-    const value = input.value.trim() === "" ? null : Number(input.value);
-    void this.send({ [name]: value }, input);
+  private setClip(): void {
+    void this.override("grad_clip_norm", this.clip);
   }
 
-  private togglePause(): void {
-    void this.send({ paused: !this.controls?.paused });
+  private setDecay(): void {
+    void this.override("weight_decay", this.decay);
+  }
+
+  private async override(name: string, field: NumberField): Promise<void> {
+    const value = field.read();
+    if (value === undefined) return;
+    await this.send({ [name]: value });
+    field.settle();
   }
 
   private makeSteps(): void {
-    void this.send({ steps: Number(this.steps.value || "10") });
-  }
-
-  private async send(fields: Record<string, unknown>, ...inputs: HTMLInputElement[]) {
-    try {
-      await this.actions.change(fields);
-    } finally {
-      this.settle(...inputs);
-    }
-  }
-
-  /** Inputs show again what the server says. */
-  private settle(...inputs: HTMLInputElement[]): void {
-    for (const input of inputs) delete input.dataset.edited;
-    if (this.controls) this.showControls(this.controls);
+    const steps = this.steps.read();
+    if (steps !== undefined) void this.send({ steps: steps ?? 10 });
   }
 
   private go(action: (step: number, branch: number | null) => void): void {
-    if (this.place.value.trim() === "") this.place.focus();
-    else action.call(this.actions, Number(this.place.value), this.branch);
+    const step = this.place.read();
+    if (step === null) this.place.input.focus();
+    else if (step !== undefined) action.call(this.actions, step, this.branch);
   }
 
-  private setAndClear(name: string, input: HTMLInputElement): HTMLElement[] {
-    const clear = this.button("As asked", () => {
-      input.value = "";
-      this.setNumber(name, input);
-    });
-    return [this.button("Set", () => this.setNumber(name, input)), clear];
-  }
-
-  private number(name: string, placeholder: string): HTMLInputElement {
-    const input = h("input", {
-      type: "text",
-      inputmode: "decimal",
-      class: "jt-number",
-      "aria-label": name,
-      title: name,
-      placeholder,
-    });
-    input.addEventListener("input", () => {
-      input.dataset.edited = "yes";
-    });
-    return input;
-  }
-
-  private onEnter(input: HTMLInputElement, act: () => void): void {
-    input.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") act();
-      if (event.key === "Escape") delete input.dataset.edited;
-    });
-  }
-
-  private button(text: string, act: () => void): HTMLButtonElement {
-    return h("button", { type: "button", click: act }, text);
+  private field(label: string, placeholder: string, enter: () => void, local = false): NumberField {
+    const { refuse } = this.actions;
+    return new NumberField({ label, placeholder, enter, refuse, local });
   }
 }
 
-function group(name: string, ...children: HTMLElement[]): HTMLElement {
-  return h("div", { class: "jt-group" }, ...(name ? [h("span", {}, name)] : []), ...children);
+/** Buttons that set an override, and that take it away. */
+function setOrNot(name: string, field: NumberField, set: () => void): HTMLButtonElement[] {
+  const clear = () => {
+    field.propose("");
+    set();
+  };
+  return [
+    button("Set", set, `Use this ${name} whatever the client asks for`),
+    button("As asked", clear, `Use the ${name} that the client asks for`),
+  ];
 }

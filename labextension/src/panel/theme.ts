@@ -7,10 +7,25 @@ export interface Theme {
   grid: string;
   warn: string;
   error: string;
+  runs: string[];
 }
 
-// Told apart by people of any colour vision, on light and dark ground; the first is the main run's.
-export const RUN_COLOURS = ["#3b8eea", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#8f7ae5"];
+// Told apart by people of any colour vision, and from the ground; the first is the main run's.
+export const RUN_COLOURS = {
+  light: ["#1f77d0", "#c28900", "#ff5188", "#5b0954", "#830f00", "#8200ff"],
+  dark: ["#5aa9f5", "#ffb18f", "#c23973", "#bedb00", "#7a41ff", "#7a7000"],
+} as const;
+
+/** The colour of the run at a place in the curves, for CSS. */
+export const runColour = (place: number) => `var(--jt-run-${place % RUN_COLOURS.light.length})`;
+
+const variables = (colours: readonly string[]) =>
+  colours.map((colour, place) => `--jt-run-${place}: ${colour};`).join(" ");
+
+export const RUN_STYLE = `
+.jt-panel { ${variables(RUN_COLOURS.light)} }
+[data-jp-theme-light="false"] .jt-panel, .vscode-dark .jt-panel { ${variables(RUN_COLOURS.dark)} }
+`;
 
 export function readTheme(element: HTMLElement): Theme {
   const style = getComputedStyle(element);
@@ -23,6 +38,7 @@ export function readTheme(element: HTMLElement): Theme {
     grid: colour("--jp-border-color2", "#dddddd"),
     warn: colour("--jp-warn-color0", "#b26a00"),
     error: colour("--jp-error-color1", "#d32f2f"),
+    runs: RUN_COLOURS.light.map((light, place) => colour(`--jt-run-${place}`, light)),
   };
 }
 

@@ -1,6 +1,8 @@
 // Runs as Plotly's traces: what is drawn of them, and how.
 
-import { decimate } from "./decimate.js";
+import { lineage } from "./branches.js";
+import { Columns } from "./decimate.js";
+import { title } from "./picker.js";
 import type { Column, Series } from "./series.js";
 import { smooth } from "./smooth.js";
 import type { Theme } from "./theme.js";
@@ -13,6 +15,9 @@ export interface View {
   width: number;
   smoothing: number;
 }
+
+// Steps before a branch that its smoothed beginning still depends on.
+const WARM_UP = 500;
 
 type Trace = Record<string, unknown>;
 const SILENT = { hoverinfo: "skip" };
@@ -29,20 +34,24 @@ export function tracesOf(
   const { live, left } = series.split(watched.upto);
   const curve = new Curve(series, live, view);
   const line = (width: number, more: object = {}) => ({ color: colour, width, ...more });
-  const spoken = (name: string) =>
-    main ? { name, hovertemplate: `%{y:.4g}<extra>${name}</extra>` } : SILENT;
+  const spoken = (name: string) => (main ? told(name) : SILENT);
   const made: Trace[] = [];
-  for (const own of left.values()) {
-    const old = new Curve(series, own, view).of("loss", view.smoothing);
+  for (const [branch, own] of left) {
+    const path = series.split(lineage(watched.run?.branches ?? [], branch)).live;
+    // It goes on where it left the run's line, and is smoothed as if it were the line.
+    const begin = Math.max(0, path.indexOf(own[0]!) - 1);
+    const old = new Curve(series, path.slice(Math.max(0, begin - WARM_UP)), view);
+    const first = series.at("step", path[begin]!);
     made.push({
-      ...old,
+      ...old.of("loss", view.smoothing, undefined, first),
       ...spoken("left branch"),
       line: line(1.2, { dash: "dot" }),
       opacity: 0.45,
     });
   }
   made.push({ ...curve.of("loss"), ...SILENT, line: line(1), opacity: 0.3 });
-  made.push({ ...curve.of("loss", view.smoothing), ...spoken("loss"), line: line(2.2) });
+  const loss = main ? told("loss") : { ...told(nameOf(watched)), customdata: undefined };
+  made.push({ ...curve.of("loss", view.smoothing), ...loss, line: line(main ? 2.4 : 1.8) });
   const norm = curve.of("gradNorm");
   made.push({ ...norm, ...spoken("gradient norm"), yaxis: "y2", line: line(1.3) });
   if (main) {
@@ -61,35 +70,62 @@ export function tracesOf(
   return made.map(({ kept: _, ...trace }) => ({ type: "scatter", mode: "lines", ...trace }));
 }
 
+/** What is said of a trace where the mouse is. */
+const told = (name: string) => ({
+  name,
+  hovertemplate: "%{y:.4g}<extra>%{fullData.name}</extra>",
+});
+
+const nameOf = ({ id, run }: Watched) => (run ? title(run) : id);
+
 const clippedMarks = (theme: Theme) => ({
   ...SILENT,
   yaxis: "y2",
   mode: "markers",
-  marker: { color: theme.warn, size: 5, symbol: "x-thin-open" },
+  // Each is an element of the page.
+  marker: { color: theme.warn, size: 5, symbol: "x-thin-open", maxdisplayed: 120 },
 });
+
+// A line of two pixels shows no more than that.
+const PIXELS = 2;
 
 /** Columns over some of a run's steps, thinned out to what the view can show. */
 class Curve {
   private readonly steps: Float64Array;
-  private readonly from: number;
-  private readonly to: number;
+  private readonly columns: Columns;
 
   constructor(
     private readonly series: Series,
-    private readonly rows: number[],
-    private readonly view: View,
+    private readonly rows: ArrayLike<number>,
+    view: View,
   ) {
-    const step = series.column("step");
-    this.steps = Float64Array.from(rows, (row) => step[row]!);
-    [this.from, this.to] = view.range ?? extent(this.steps);
+    this.steps = this.all("step");
+    const [from, to] = view.range ?? extent(this.steps);
+    this.columns = new Columns(this.steps, from, to, view.width / PIXELS);
   }
 
-  of(column: Column, smoothing = 0, map = (value: number) => value) {
-    const all = this.series.column(column);
-    let values = Float64Array.from(this.rows, (row) => map(all[row]!));
-    if (smoothing > 0) values = smooth(values, smoothing) as typeof values;
-    const kept = decimate(this.steps, values, this.from, this.to, this.view.width);
+  /** The points of a column from a step on. */
+  of(
+    column: Column,
+    smoothing = 0,
+    map?: (value: number) => number,
+    first = Number.NEGATIVE_INFINITY,
+  ) {
+    let values = this.all(column);
+    if (map) values = values.map(map);
+    if (smoothing > 0) values = smooth(values, smoothing);
+    const kept = this.columns.keep(values).filter((index) => this.steps[index]! >= first);
     return this.points(kept, (index) => values[index]!);
+  }
+
+  /** A column at all of the steps. */
+  private all(column: Column): Float64Array {
+    const whole = this.series.column(column);
+    const { length } = this.rows;
+    if (length === whole.length) return whole;
+    const own = new Float64Array(length);
+    for (let i = 0; i < length; i++) own[i] = whole[this.rows[i]!]!;
+    return own;
   }
 
   /** Those of the steps that are drawn whose gradients were clipped. */

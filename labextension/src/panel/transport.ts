@@ -1,6 +1,6 @@
 // Talks to the Jupyter server that the page comes from: JSON both ways, and a stream of events.
 
-import type { TinkerEvent } from "./types.js";
+import type { Task, TinkerEvent } from "./types.js";
 
 /** What the server refused, or that it does not answer; the message is for people. */
 export class RequestFailed extends Error {
@@ -15,20 +15,25 @@ export class RequestFailed extends Error {
 
 export interface StreamListener {
   onEvent(event: TinkerEvent): void;
-  /** Called when the connection is there, and when it is lost. */
-  onState(connected: boolean): void;
+  /** Called when the connection is there, and when it is lost, for a reason that may be known. */
+  onState(connected: boolean, problem?: string | null): void;
+  /** Called with the newest state of what takes long, and with null once a task is over. */
+  onProgress?(task: number, state: Task | null): void;
 }
 
 export interface Transport {
   get<T>(path: string): Promise<T>;
   post<T>(path: string, body: unknown): Promise<T>;
+  put<T>(path: string, body: unknown): Promise<T>;
+  delete<T>(path: string): Promise<T>;
   /** Events behind `after`, each once, until the function that is returned is called. */
   follow(after: number, listener: StreamListener): () => void;
 }
 
 const KINDS = [
   "step run_created run_ended run_unloaded run_revived control_changed paused resumed rewound",
-  "forked guard checkpoint_saved history_trimmed engine_started engine_died",
+  "forked guard checkpoint_saved history_trimmed lr_find_started lr_find_done",
+  "preview_changed preview_sampled engine_started engine_died",
 ].flatMap((line) => line.split(" "));
 
 const FIRST_PAUSE = 500;
@@ -39,11 +44,22 @@ const PATIENCE = 15_000;
 const TICK = 5_000;
 const ASLEEP = 90_000; // longer than browsers let the timers of hidden pages wait
 
+/** A `progress` message of the stream. */
+export interface TaskEvent {
+  run_id: string | null;
+  data: Omit<Task, "run_id"> & { over?: boolean };
+}
+
+/** The state of the task that a message tells of; null once that is over. */
+export function taskOf({ run_id, data }: TaskEvent): Task | null {
+  return data.over ? null : { ...data, run_id };
+}
+
 export class ServerTransport implements Transport {
   /** `baseUrl` is Jupyter's, with a slash at its end. */
   constructor(
     private readonly baseUrl: string,
-    private readonly Source: typeof EventSource = EventSource,
+    private readonly Source: typeof EventSource = globalThis.EventSource,
   ) {}
 
   get url(): string {
@@ -55,10 +71,20 @@ export class ServerTransport implements Transport {
   }
 
   async post<T>(path: string, body: unknown): Promise<T> {
-    const token = /(?:^|; )_xsrf=([^;]*)/.exec(document.cookie)?.[1];
-    const headers: Record<string, string> = { "Content-Type": "application/json" };
-    if (token) headers["X-XSRFToken"] = decodeURIComponent(token);
-    return this.ask<T>(path, { method: "POST", headers, body: JSON.stringify(body) });
+    return this.send<T>("POST", path, body);
+  }
+
+  async put<T>(path: string, body: unknown): Promise<T> {
+    return this.send<T>("PUT", path, body);
+  }
+
+  private async send<T>(method: string, path: string, body: unknown): Promise<T> {
+    const headers = { "Content-Type": "application/json", ...xsrf() };
+    return this.ask<T>(path, { method, headers, body: JSON.stringify(body) });
+  }
+
+  async delete<T>(path: string): Promise<T> {
+    return this.ask<T>(path, { method: "DELETE", headers: xsrf() });
   }
 
   follow(after: number, listener: StreamListener): () => void {
@@ -78,6 +104,12 @@ export class ServerTransport implements Transport {
     const why = body?.detail ?? `${this.url} answered with the status ${answer.status}.`;
     throw new RequestFailed(String(why), answer.status);
   }
+}
+
+/** What Jupyter wants to see of a page that changes something. */
+function xsrf(): Record<string, string> {
+  const token = /(?:^|; )_xsrf=([^;]*)/.exec(document.cookie)?.[1];
+  return token ? { "X-XSRFToken": decodeURIComponent(token) } : {};
 }
 
 /**
@@ -131,6 +163,9 @@ export class Stream {
       if (source === this.source) this.heard(message);
     };
     for (const kind of KINDS) source.addEventListener(kind, heard);
+    source.addEventListener("progress", (message: MessageEvent<string>) => {
+      if (source === this.source) this.progressed(message);
+    });
   }
 
   private heard(message: MessageEvent<string>): void {
@@ -138,6 +173,11 @@ export class Stream {
     if (event.id <= this.after) return;
     this.after = event.id;
     this.listener.onEvent(event);
+  }
+
+  private progressed(message: MessageEvent<string>): void {
+    const event = JSON.parse(message.data) as TaskEvent;
+    this.listener.onProgress?.(event.data.task, taskOf(event));
   }
 
   private lost(): void {

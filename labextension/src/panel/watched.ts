@@ -1,6 +1,7 @@
 // One run that a panel shows: its history first, and then what comes.
 
 import { lineage } from "./branches.js";
+import { NO_PREVIEW, type Preview, type Round, roundOf, thin } from "./preview.js";
 import { Series } from "./series.js";
 import { RequestFailed, type Transport } from "./transport.js";
 import type { Run, Step, TinkerEvent } from "./types.js";
@@ -11,6 +12,9 @@ const REFRESH_SOON = 50;
 export class Watched {
   readonly series = new Series();
   readonly events: TinkerEvent[] = [];
+  /** What the run answered, oldest first. */
+  readonly rounds: Round[] = [];
+  preview: Preview = NO_PREVIEW;
   run: Run | null = null;
   users = 0;
   loading = true;
@@ -25,7 +29,7 @@ export class Watched {
 
   constructor(
     readonly id: string,
-    private readonly transport: Transport,
+    readonly transport: Transport,
     private readonly changed: () => void,
   ) {}
 
@@ -120,6 +124,12 @@ export class Watched {
   private addEvent(event: TinkerEvent): void {
     if (event.id <= this.lastEvent) return;
     this.lastEvent = event.id;
+    if (event.kind === "preview_sampled") {
+      this.rounds.push(roundOf(event));
+      thin(this.rounds);
+      return;
+    }
+    if (event.kind === "preview_changed") this.preview = event.data as unknown as Preview;
     this.events.push(event);
     if (this.events.length > MOST_EVENTS) this.events.splice(0, MOST_EVENTS / 2);
   }

@@ -1,7 +1,8 @@
 // What happened, in words; and numbers as people read them.
 
 import type { Series } from "./series.js";
-import type { Run, TinkerEvent } from "./types.js";
+import type { Ramp, Run, TinkerEvent } from "./types.js";
+import type { Watched } from "./watched.js";
 
 /** A number with few digits: 0.0003, 3e-5, 1.25. */
 export function short(value: number | null | undefined): string {
@@ -36,14 +37,31 @@ export function throughput(series: Series, steps = 20): number {
   return tokens / seconds;
 }
 
+/** The step that a run is at: after a rewind that is not its newest one. */
+export function stepNow({ run, upto }: Pick<Watched, "run" | "upto">): number {
+  const last = run?.last_step;
+  if (!last) return 0;
+  if (last.step <= (upto.get(last.branch) ?? -1)) return last.step;
+  return run?.branches?.at(-1)?.step ?? last.step;
+}
+
+/** How many steps a run will make, where its client said so, in its metadata or a tag. */
+export function totalSteps(run: Run): number {
+  const tag = run.session_tags.find((own) => own.startsWith("total_steps="));
+  const total = Number(run.user_metadata?.total_steps ?? tag?.split("=")[1] ?? Number.NaN);
+  return total > 0 ? total : Number.NaN;
+}
+
 /** Seconds until the run's end, where its client said how many steps it will make. */
 export function remaining(run: Run, series: Series): number {
-  const total = run.user_metadata?.total_steps;
-  const first = Math.max(0, series.length - 21);
-  const steps = series.length - 1 - first;
-  if (!Number.isFinite(Number(total ?? Number.NaN)) || steps < 1) return Number.NaN;
-  const each = (series.at("time", -1) - series.at("time", first)) / steps;
-  return Math.max(0, Number(total) - series.at("step", -1)) * each;
+  return Math.max(0, totalSteps(run) - series.at("step", -1)) * secondsEach(series);
+}
+
+/** Seconds between two steps, of the last ones; NaN for fewer than two. */
+export function secondsEach(series: Series, steps = 20): number {
+  const first = Math.max(0, series.length - 1 - steps);
+  const made = series.length - 1 - first;
+  return made < 1 ? Number.NaN : (series.at("time", -1) - series.at("time", first)) / made;
 }
 
 type Values = Record<string, unknown>;
@@ -57,6 +75,7 @@ function change(before: Values, after: Values): string {
     const scale = Number(after.learning_rate_scale ?? 1);
     named.push(scale === 1 ? "LR as asked" : `LR ×${short(scale)}`);
   }
+  if (says("ramp")) named.push(ramped(after.ramp as Ramp | null, named));
   for (const [key, name] of [
     ["grad_clip_norm", "clip"],
     ["weight_decay", "weight decay"],
@@ -65,8 +84,20 @@ function change(before: Values, after: Values): string {
     const value = after[key] as number | null;
     named.push(value === null ? `${name} as asked` : `${name} ${short(value)}`);
   }
-  if (says("guards")) named.push("guards changed");
+  if (says("guards")) named.push(...guarded(before.guards as Values, after.guards as Values));
   return named.join(", ");
+}
+
+function ramped(ramp: Ramp | null, named: string[]): string {
+  const rate = named.pop() ?? "";
+  if (ramp) return `${rate || "LR"} over ${ramp.steps} steps`;
+  return rate || "LR ramp ended";
+}
+
+function guarded(before: Values | undefined, after: Values): string[] {
+  return Object.entries(after)
+    .filter(([name, rule]) => JSON.stringify(rule) !== JSON.stringify(before?.[name]))
+    .map(([name, rule]) => `guard ${name.replaceAll("_", " ")} ${rule ? "on" : "off"}`);
 }
 
 /** A few words to stand beside a line in the curves; empty for what is not marked there. */
@@ -81,9 +112,19 @@ export function label(event: TinkerEvent): string {
       return data.paused ? String(data.rule).replaceAll("_", " ") : "skipped";
     case "run_revived":
       return "revived";
+    case "paused":
+    case "forked":
+      return event.kind;
     default:
       return "";
   }
+}
+
+function asked(setting: Values): string {
+  const count = (setting.prompts as string[]).length;
+  const prompts = count === 1 ? "1 prompt" : `${count} prompts`;
+  const every = setting.every;
+  return `samples of ${prompts} ${every === null ? "on request only" : `every ${every} steps`}`;
 }
 
 /** A sentence for the list of messages; empty for what needs none. */
@@ -106,10 +147,21 @@ export function sentence(event: TinkerEvent): string {
       return `${at}resumed${by}`;
     case "forked":
       return `${at}forked${by}: ${data.path}`;
+    case "preview_changed":
+      return `${at}${asked(data)}${by}`;
     case "run_revived":
       return `${at}brought back in ${duration(Number(data.seconds))}`;
     case "run_ended":
       return `${at}the run ended${data.reason ? `: ${data.reason}` : ""}`;
+    case "lr_find_started":
+      return `${at}a sweep over learning rates began on a copy${by}`;
+    case "lr_find_done": {
+      const rate = (data.suggestion as Values | null)?.learning_rate as number | undefined;
+      if (rate !== undefined)
+        return `${at}the sweep suggests LR ${short(Number(rate.toPrecision(2)))}`;
+      const ended = data.status === "done" ? "found no learning rate" : String(data.status);
+      return `${at}sweep over learning rates ${ended}: ${data.message}`;
+    }
     case "engine_died":
       return `The engine died: ${data.reason}`;
     case "checkpoint_saved":
