@@ -232,8 +232,8 @@ describe("the way to the server", () => {
       addEventListener(kind: string, listener: (message: { data: string }) => void) {
         this.heard.set(kind, listener);
       }
-      say(id: number) {
-        this.heard.get("step")!({ data: JSON.stringify(stepEvent(id)) });
+      say(kind: string, message: unknown) {
+        this.heard.get(kind)!({ data: JSON.stringify(message) });
       }
       close() {}
     }
@@ -241,10 +241,15 @@ describe("the way to the server", () => {
     const way = made(answer(200, {}), Source, token);
     const told: string[] = [];
     way.listeners.add(({ id }) => told.push(`plugin ${id}`));
-    const stop = way.follow(3, { onEvent: ({ id }) => told.push(`panel ${id}`), onState() {} });
-    Source.all[0]!.say(4);
+    const stop = way.follow(3, {
+      onEvent: ({ id }) => told.push(`panel ${id}`),
+      onState() {},
+      onProgress: (task) => told.push(`task ${task}`),
+    });
+    Source.all[0]!.say("step", stepEvent(4));
+    Source.all[0]!.say("progress", { id: null, run_id: null, data: { task: 7, over: true } });
     stop();
-    expect(told).toEqual(["panel 4", "plugin 4"]);
+    expect(told).toEqual(["panel 4", "plugin 4", "task 7"]);
     // Of the same origin, as here, the cookie opens it.
     expect(opened).toEqual(["http://hub/tinker/events?after=3"]);
   });

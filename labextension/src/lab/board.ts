@@ -79,7 +79,7 @@ export class Board {
   /** Take an event of the stream. */
   heard(event: TinkerEvent): void {
     if (event.kind === "step") this.stepped(event.data as unknown as Step);
-    else if (event.kind !== "progress") this.refreshSoon();
+    else this.refreshSoon();
   }
 
   showMore(): void {

@@ -46,6 +46,7 @@ export class LabTransport implements Transport {
         for (const hear of this.listeners) hear(event);
       },
       onState: (...state) => listener.onState(...state),
+      onProgress: (...progress) => listener.onProgress?.(...progress),
     };
     const stream = new Stream(`${this.url}/events`, after, told, this.source());
     return () => stream.close();
