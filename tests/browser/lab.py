@@ -137,7 +137,12 @@ class Lab:
         page = page or f"lab/workspaces/{uuid.uuid4().hex[:8]}"
         self.page.goto(f"{self.server.root}{page}?token={self.server.token}")
         self.page.wait_for_function("window.jupyterapp?.commands.hasCommand('tinker:show-sidebar')")
-        self.page.evaluate("window.jupyterapp.restored.then(() => null)")
+        self.page.wait_for_function(
+            """() => {
+              window.jupyterapp.restored.then(() => { window.desk = "open"; });
+              return window.desk === "open";
+            }"""
+        )
 
     def run_all(self) -> None:
         self.command("notebook:run-all-cells")
