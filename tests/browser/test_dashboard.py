@@ -19,7 +19,6 @@ from tests.servers import Server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-DARK = "JupyterLab Dark"
 COMMANDS = (
     "Open the Dashboard of Runs",
     "Pause the Current Run",
@@ -313,7 +312,9 @@ def test_a_busy_kernel_a_reload_and_a_restart_leave_it_as_it_is(lab: Lab) -> Non
     assert lab.steps(run)[-1]["step"] >= drawn + 5
 
 
-def test_the_sidebar_and_a_dashboard_in_the_dark(lab: Lab, external: External) -> None:
+def test_the_sidebar_and_a_dashboard_in_the_dark(
+    lab: Lab, external: External, change_theme: Callable[[str], None]
+) -> None:
     lab.open_desk()
     dashboard = _dashboard(lab, external)
     external.train(20)
@@ -322,14 +323,14 @@ def test_the_sidebar_and_a_dashboard_in_the_dark(lab: Lab, external: External) -
     _keep(lab.page, "dashboard-light")
     ground = "node => getComputedStyle(node).backgroundColor"
     light = [part.evaluate(ground) for part in (sidebar, dashboard)]
-    lab.command("apputils:change-theme", theme=DARK)
+    change_theme("JupyterLab Dark")
     until(lambda: sidebar.evaluate(ground) != light[0])
     assert dashboard.evaluate(ground) != light[1]
     text = "chart => chart.layout.font.color"
     colour = "node => getComputedStyle(node).getPropertyValue('--jp-ui-font-color1').trim()"
     until(lambda: dashboard.locator(".jt-chart").evaluate(text) == dashboard.evaluate(colour))
     _keep(lab.page, "dashboard-dark")
-    lab.command("apputils:change-theme", theme="JupyterLab Light")
+    change_theme("JupyterLab Light")
     until(lambda: sidebar.evaluate(ground) == light[0])
 
 

@@ -75,7 +75,9 @@ def test_a_click_on_the_curve_rewinds_and_forks(lab: Lab) -> None:
     lab.panel.get_by_label("Step to go back to").fill(str(chosen))
     lab.panel.get_by_role("button", name="Fork…").click()
     lab.panel.get_by_role("dialog").get_by_role("button", name="Fork").click()
-    expect(lab.panel.locator(".jt-notices .jt-note")).to_contain_text(f"tinker://{run}/weights/step={chosen}")
+    expect(lab.panel.locator(".jt-notices .jt-note")).to_contain_text(
+        f"tinker://{run}/weights/step={chosen}"
+    )
     lab.screenshot("rewound")
 
 
