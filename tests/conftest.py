@@ -17,6 +17,9 @@ CHAT_TEMPLATE = (
 
 
 def pytest_configure() -> None:
+    # Once for all it looks whether this is a notebook, which some tests pretend.
+    import tqdm.auto  # noqa: F401
+
     # A shell that runs the tests in the background has all that they start ignore Ctrl-C.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -100,6 +100,7 @@ def test_two_panels_agree_and_one_can_be_closed(lab: Lab) -> None:
 
 def test_the_panel_in_the_dark(lab: Lab, change_theme: Callable[[str], None]) -> None:
     _train(lab)
+    change_theme("JupyterLab Light")
     light = lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor")
     change_theme("JupyterLab Dark")
     until(lambda: lab.panel.evaluate("panel => getComputedStyle(panel).backgroundColor") != light)

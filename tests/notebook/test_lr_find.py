@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tqdm.std import tqdm
 
 from jupyter_tinker.notebook import lr_find
 from jupyter_tinker.notebook.client import Client, RequestFailed
@@ -77,11 +76,7 @@ def test_the_points_are_a_table(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
         _ = found.points
 
 
-def test_progress_is_shown(
-    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Where tests of kernels went before in this process, it would be a notebook's.
-    monkeypatch.setattr("tqdm.auto.tqdm", tqdm)
+def test_progress_is_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.lr_find()
     shown = capsys.readouterr().err
     for stage in ("copying the run", "measuring its batches", "learning rates"):
