@@ -8,8 +8,14 @@ COOKBOOK := .venv-cookbook
 # Earlier releases of the SDK that the tests run, each in an environment of its own.
 SDKS := .venv-sdk-0.25.0 .venv-sdk-0.30.4
 BIN := $(VENV)/bin
+# The front end: the panel of a notebook, and JupyterLab's extension. jlpm is the package manager that
+# comes with Jupyter; its scripts call Jupyter's builder by its name.
 PANEL := jupyter_tinker/notebook/static/panel.js
-NPM_INSTALLED := labextension/node_modules/.installed
+EXTENSION := jupyter_tinker/labextension/package.json
+JLPM := cd labextension && PATH="$(abspath $(BIN)):$$PATH" jlpm
+JLPM_INSTALLED := labextension/node_modules/.installed
+FRONT_END := $(shell find labextension/src labextension/schema labextension/style -type f) \
+  $(wildcard labextension/*.json) labextension/build.mjs
 # In a container one often is root, which Jupyter wants said.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
@@ -20,9 +26,9 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-install: $(PANEL) $(VENV)/.installed ## everything into .venv
+install: $(PANEL) $(EXTENSION) $(VENV)/.installed ## everything into .venv
 
-panel: $(PANEL) ## the panel's JavaScript (needs Node.js)
+panel: $(PANEL) $(EXTENSION) ## the front end: the panel and JupyterLab's extension (needs Node.js)
 
 lab: install ## JupyterLab with the quickstart and a small model to teach
 	$(BIN)/jupyter tinker pull smollm2-135m
@@ -33,11 +39,11 @@ lab: install ## JupyterLab with the quickstart and a small model to teach
 TEST_PROCESSES ?= 2
 
 test: install $(COOKBOOK)/.installed $(SDKS:=/.installed) ## all tests, with a real model and the cookbook (many minutes)
-	npm --prefix labextension test
+	@$(JLPM) test
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: install ## the tests that need no model and no server
-	npm --prefix labextension test
+	@$(JLPM) test
 	$(BIN)/python -m pytest -m "not slow and not e2e and not cookbook"
 
 # 1000 kills take about two hours. A seed that failed is printed; name it to repeat the kills.
@@ -52,7 +58,7 @@ lint: install ## ruff, mypy, tsc and biome
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	npm --prefix labextension run check
+	@$(JLPM) check
 
 docs: install ## the documentation, into build/docs/html
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs/html
@@ -68,22 +74,32 @@ proto: ## wire/tinker_pb2.py from wire/tinker.proto (needs protoc 3.21)
 	$(PROTOC) --proto_path=. --python_out=. --pyi_out=. jupyter_tinker/wire/tinker.proto
 
 clean: ## away with environments, caches and builds (pulled models stay)
-	rm -rf $(VENV) $(COOKBOOK) $(SDKS) labextension/node_modules $(dir $(PANEL)) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COOKBOOK) $(SDKS) labextension/node_modules labextension/lib $(dir $(PANEL)) $(dir $(EXTENSION)) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.cache/*' -prune -exec rm -rf {} +
 
-$(PANEL): $(shell find labextension/src -name '*.ts') labextension/build.mjs $(NPM_INSTALLED)
-	@npm --prefix labextension run --silent build
+$(PANEL): $(FRONT_END) $(JLPM_INSTALLED)
+	@$(JLPM) build:panel
 	@touch $@
 
-$(NPM_INSTALLED): labextension/package.json labextension/package-lock.json
-	@command -v npm > /dev/null || { \
-	  echo "The panel is built with Node.js 20 or newer and npm (Debian: npm)." >&2; exit 1; }
-	@npm --prefix labextension ci --silent --no-audit --no-fund
+$(EXTENSION): $(FRONT_END) $(JLPM_INSTALLED)
+	@$(JLPM) build:lab
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python $(PANEL)
+$(JLPM_INSTALLED): labextension/package.json labextension/yarn.lock labextension/.yarnrc.yml | $(BIN)/jlpm
+	@command -v node > /dev/null || { \
+	  echo "The front end is built with Node.js 20.19 or newer (Debian: nodejs)." >&2; exit 1; }
+	@$(JLPM) install --immutable > install.log || { cat install.log; exit 1; }
+	@touch $@
+
+$(BIN)/jlpm: constraints.txt | $(BIN)/python
+	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt jupyter-builder
+	@touch $@
+
+# JupyterLab takes the extension from where it is built: what is built anew is there after a reload.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python $(PANEL) $(EXTENSION)
 	@echo "Installing into $(VENV) ..."
-	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test]'
+	@SKIP_JUPYTER_BUILDER=1 $(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test]'
+	@$(BIN)/jupyter-builder develop --overwrite .
 	@touch $@
 
 # The cookbook has needs of its own, among them packages that jupyter_tinker does without.

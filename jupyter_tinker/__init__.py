@@ -21,6 +21,10 @@ def _jupyter_server_extension_points() -> list[dict[str, Any]]:
     return [{"module": "jupyter_tinker", "app": TinkerExtension}]
 
 
+def _jupyter_labextension_paths() -> list[dict[str, str]]:
+    return [{"src": "labextension", "dest": "jupyter-tinker"}]
+
+
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """`%load_ext jupyter_tinker`: `tinker.ServiceClient()` finds this kernel's server."""
     from .notebook.magics import load

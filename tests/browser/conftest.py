@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_p
 from tests.browser.lab import CONFIG, LAB, Lab, chromium, prepare, until
 from tests.servers import Server, start_server
 
+BUILT = Path(__file__).parents[2] / "jupyter_tinker" / "labextension"
 # Its kernels run a widget's callbacks beside a busy cell, which those of 7.4.0 do not.
 OLDER_IPYKERNEL = "7.2.0"
 
@@ -49,11 +50,18 @@ def start_lab(
 ) -> Iterator[Callable[..., Server]]:
     """Starts JupyterLab, or another app, with a home of its own unless one is given."""
     servers: list[Server] = []
+    assert (BUILT / "package.json").exists(), "JupyterLab's extension is not built: run make panel"
+    # What this checkout has built goes before what is installed.
+    share = tmp_path_factory.mktemp("share")
+    (share / "labextensions").mkdir()
+    (share / "labextensions" / "jupyter-tinker").symlink_to(BUILT)
+    env = {"JUPYTER_PATH": str(share)}
 
     def _start(home: Path | None = None, **options: Any) -> Server:
         home = home or tmp_path_factory.mktemp("lab")
         prepare(home)
         options = {"app": LAB, "config": CONFIG, **options}
+        options["env"] = {**env, **options.get("env", {})}
         servers.append(start_server(home, models={"tiny": tiny_model_dir}, **options))
         return servers[-1]
 

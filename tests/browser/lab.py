@@ -132,6 +132,18 @@ class Lab:
         self.page.reload()
         self._opened()
 
+    def open_desk(self, page: str = "") -> None:
+        """Open JupyterLab without a document, in a workspace of its own, or another page."""
+        page = page or f"lab/workspaces/{uuid.uuid4().hex[:8]}"
+        self.page.goto(f"{self.server.root}{page}?token={self.server.token}")
+        self.page.wait_for_function("window.jupyterapp?.commands.hasCommand('tinker:show-sidebar')")
+        self.page.wait_for_function(
+            """() => {
+              window.jupyterapp.restored.then(() => { window.desk = "open"; });
+              return window.desk === "open";
+            }"""
+        )
+
     def run_all(self) -> None:
         self.command("notebook:run-all-cells")
 

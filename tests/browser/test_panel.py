@@ -92,10 +92,10 @@ def test_two_panels_agree_and_one_can_be_closed(lab: Lab) -> None:
     expect(panels.nth(1).get_by_role("button", name="Resume")).to_be_visible()
     panels.nth(1).locator(".jt-chart").scroll_into_view_if_needed()  # none is drawn out of sight
     until(lambda: lab.drawn_steps(panels.nth(0)) == lab.drawn_steps(panels.nth(1)))
-    feeds = "globalThis[Symbol.for('jupyter_tinker.feeds')].size"
-    assert lab.page.evaluate(feeds) == 1
+    feeds = "[...globalThis[Symbol.for('jupyter_tinker.feeds')].values()].map(feed => feed.users)"
+    assert lab.page.evaluate(feeds) == [3]  # the two, and JupyterLab's extension
     lab.command("notebook:clear-all-cell-outputs")
-    until(lambda: lab.page.evaluate(feeds) == 0)
+    until(lambda: lab.page.evaluate(feeds) == [1])
 
 
 def test_the_panel_in_the_dark(lab: Lab, change_theme: Callable[[str], None]) -> None:

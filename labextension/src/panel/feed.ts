@@ -188,13 +188,13 @@ export class Feed {
 // Every widget evaluates this file anew; a browser has six connections to a server for all of them.
 const FEEDS = Symbol.for("jupyter_tinker.feeds");
 
-/** The page's feed of a server; give it back with `releaseFeed`. */
-export function acquireFeed(baseUrl: string): Feed {
+/** The page's feed of a server; give it back with `releaseFeed`. The first one chooses its way. */
+export function acquireFeed(baseUrl: string, transport?: Transport): Feed {
   const page = globalThis as unknown as { [FEEDS]?: Map<string, Feed> };
   page[FEEDS] ??= new Map();
   let feed = page[FEEDS].get(baseUrl);
   if (!feed) {
-    feed = new Feed(new ServerTransport(baseUrl));
+    feed = new Feed(transport ?? new ServerTransport(baseUrl));
     page[FEEDS].set(baseUrl, feed);
   }
   feed.users += 1;

@@ -27,10 +27,14 @@ export interface Options {
   baseUrl: string;
   /** A run's id; null follows whichever starts, the kernel's own first. */
   run?: string | null;
+  /** Runs to compare with it. */
+  compared?: readonly string[];
   /** The id of the notebook's kernel. */
   kernel?: string | null;
   /** Another way to the server than the page's own. */
   transport?: Transport;
+  /** Whether JupyterLab's shortcuts work here, too: in a notebook they would run its cells. */
+  shortcuts?: boolean;
   /** Called with every change of what is shown: the choice, and the run itself. */
   onChange?: (choice: Choice, run: Run | null) => void;
 }
@@ -75,7 +79,7 @@ class View implements Panel {
     element: HTMLElement,
     private readonly options: Options,
   ) {
-    this.choice = { run: options.run || null, compared: [] };
+    this.choice = { run: options.run || null, compared: options.compared ?? [] };
     const { transport, baseUrl } = options;
     this.kernel = options.kernel || null;
     this.picker = new Picker(this.kernel, (choice) => this.choose(choice));
@@ -125,10 +129,9 @@ class View implements Panel {
         class: "jt-panel",
         "aria-label": "Tinker run",
         // JupyterLab's shortcuts are not meant for what is typed here.
-        [SUPPRESS]: "true",
-        keydown: (event) => event.stopPropagation(),
-        // Notebook 7 takes arrow keys even from a slider, unless it is marked itself.
-        focusin: ({ target }) => (target as Element).setAttribute(SUPPRESS, "true"),
+        [SUPPRESS]: !this.options.shortcuts,
+        keydown: (event) => this.options.shortcuts || event.stopPropagation(),
+        focusin: ({ target }) => this.keepArrows(target as Element),
       },
       h("style", {}, STYLE),
       h("div", { class: "jt-head" }, this.picker.element, this.banner, badges),
@@ -143,6 +146,12 @@ class View implements Panel {
       this.tabs.element,
     );
     return root;
+  }
+
+  /** Notebook 7 takes arrow keys even from a slider, unless it is marked itself. */
+  private keepArrows(target: Element): void {
+    const slider = target instanceof HTMLInputElement && target.type === "range";
+    if (slider || !this.options.shortcuts) target.setAttribute(SUPPRESS, "true");
   }
 
   private choose(choice: Choice): void {

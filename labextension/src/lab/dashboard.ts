@@ -1,0 +1,69 @@
+// A run's dashboard: the panel of the notebooks, as a tab of JupyterLab.
+
+import { Widget } from "@lumino/widgets";
+import type { Panel } from "../panel/mount.js";
+import type { Choice } from "../panel/picker.js";
+import { tinkerIcon } from "./icon.js";
+import { shortName } from "./news.js";
+import type { ITinker } from "./tinker.js";
+
+export class Dashboard extends Widget {
+  /** The run that is shown, whether it was named or is the one that started last. */
+  shown: string | null = null;
+  private panel: Panel | null = null;
+
+  constructor(
+    private readonly tinker: ITinker,
+    public choice: Choice,
+    private readonly changed: (dashboard: Dashboard) => void,
+  ) {
+    super();
+    this.addClass("jp-Tinker-dashboard");
+    this.title.icon = tinkerIcon;
+    this.title.closable = true;
+    this.name();
+    void this.mount();
+  }
+
+  override dispose(): void {
+    this.panel?.dispose();
+    this.panel = null;
+    super.dispose();
+  }
+
+  protected override onActivateRequest(): void {
+    this.node.tabIndex = -1;
+    if (!this.node.contains(document.activeElement)) this.node.focus();
+  }
+
+  /** The curves' library is loaded only once somebody looks at some. */
+  private async mount(): Promise<void> {
+    const { mount } = await import("../panel/mount.js");
+    if (this.isDisposed) return;
+    const { run, compared } = this.choice;
+    this.panel = mount(this.node, {
+      baseUrl: this.tinker.baseUrl,
+      run,
+      compared,
+      shortcuts: true,
+      onChange: (choice, shown) => this.follow(choice, shown?.run_id ?? null),
+    });
+  }
+
+  private follow(choice: Choice, shown: string | null): void {
+    const before = JSON.stringify([this.choice, this.shown]);
+    this.choice = choice;
+    this.shown = shown;
+    if (JSON.stringify([choice, shown]) === before) return;
+    this.name();
+    this.changed(this);
+  }
+
+  private name(): void {
+    const { run, compared } = this.choice;
+    const id = run ?? this.shown;
+    const more = compared.length ? ` + ${compared.length}` : "";
+    this.title.label = run === null ? `Newest run${more}` : `Run ${shortName(run)}${more}`;
+    this.title.caption = id === null ? "Tinker: no run yet" : `Tinker: ${id}${more}`;
+  }
+}

@@ -1,0 +1,48 @@
+// The sidebar's engine: whether there is one, what it computes with, and which model it holds.
+
+import { h, say } from "../panel/dom.js";
+import type { Board } from "./board.js";
+import { Frame, type Section } from "./section.js";
+import { engineWord, memoryWords } from "./words.js";
+
+const ROWS = ["Device", "Memory", "Base model"] as const;
+
+export class EngineSection implements Section {
+  readonly element: HTMLElement;
+  private readonly frame: Frame;
+  private readonly values = new Map(ROWS.map((name) => [name, h("dd", {}, "–")]));
+  private readonly none = h(
+    "p",
+    { class: "jp-Tinker-hint" },
+    "The engine starts with the first run, or the first sample.",
+  );
+  private readonly list: HTMLElement;
+
+  constructor(private readonly board: Board) {
+    const rows = [...this.values].flatMap(([name, value]) => [h("dt", {}, name), value]);
+    this.list = h("dl", { class: "jp-Tinker-facts" }, ...rows);
+    this.frame = new Frame("Engine", [this.list, this.none]);
+    this.element = this.frame.element;
+  }
+
+  show(): void {
+    const { status, runs } = this.board;
+    const engine = status?.status ?? null;
+    this.frame.say(engineWord(status));
+    this.element.dataset.state = status?.engine ?? "unknown";
+    this.list.hidden = engine === null;
+    this.none.hidden = engine !== null || status === null;
+    if (engine === null) return;
+    const put = (name: (typeof ROWS)[number], text: string, title = "") => {
+      say(this.values.get(name)!, text);
+      this.values.get(name)!.title = title;
+    };
+    put("Device", `${engine.device} · ${engine.dtype} · ${engine.attention}`, engine.reason);
+    put("Memory", memoryWords(status, this.board.newest));
+    const living = runs.filter(({ state }) => state !== "ended" && state !== "idle");
+    const models = new Set([...engine.base_models, ...living.map((run) => run.base_model)]);
+    put("Base model", [...models].join(", ") || "none is loaded yet");
+  }
+
+  dispose(): void {}
+}
