@@ -12,6 +12,7 @@ from jupyter_tinker.server.service import TinkerService
 
 LORA = {"rank": 4, "seed": 1, "train_unembed": True, "train_mlp": True, "train_attn": False}
 Ask = Callable[..., Awaitable[Any]]
+Fetch = Callable[..., Awaitable[tuple[int, Any]]]
 
 
 async def new_session(ask: Ask, **fields: Any) -> str:

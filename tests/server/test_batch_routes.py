@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tornado.httpclient import HTTPClientError
 
-from jupyter_tinker.server import extension as extension_module
 from jupyter_tinker.server.service import TinkerService
-from tests.server.fake_engine import FakeEngine
 from tests.server.one_service import RUN, Client, OneModel, add_session, optim_step
+from tests.server.stored import Fetch
 from tests.server.token_runs import TokenRuns, batch
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
+pytestmark = pytest.mark.usefixtures("fake_engine")
 
 
 @pytest.fixture
-def jp_server_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(extension_module, "EngineSupervisor", FakeEngine)
-    return {
-        "ServerApp": {"jpserver_extensions": {"jupyter_tinker": True}},
-        "TinkerExtension": {"state_dir": str(tmp_path / "state")},
-    }
-
-
-@pytest.fixture
-def look(jp_fetch: Any) -> Any:
+def look(fetch: Fetch) -> Any:
     """Asks for batches of a run; returns status and JSON."""
 
     async def _look(run: str, *route: str, headers: Any = None, **query: Any) -> tuple[int, Any]:
         path = ("tinker", "runs", run, "batches", *route)
-        try:
-            answer = await jp_fetch(*path, params=query, headers=headers or {})
-        except HTTPClientError as error:
-            return error.code, json.loads(getattr(error.response, "body", b"{}"))
-        return answer.code, json.loads(answer.body)
+        return await fetch("GET", *path, headers=headers, query=query)
 
     return _look
 

@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,20 +21,6 @@ from tests.server.sse import fields, parse, step_row
 from tests.server.stored import add_run
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
-
-
-@pytest.fixture
-def traits() -> dict[str, Any]:
-    """Settings of `TinkerExtension`, for tests to change by parametrisation."""
-    return {}
-
-
-@pytest.fixture
-def jp_server_config(tmp_path: Path, traits: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "ServerApp": {"jpserver_extensions": {"jupyter_tinker": True}},
-        "TinkerExtension": {"state_dir": str(tmp_path / "state"), **traits},
-    }
 
 
 @pytest.fixture

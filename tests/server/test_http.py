@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,19 +10,6 @@ from tornado.httpclient import HTTPClientError
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
 API = ("tinker", "api", "v1")
-
-
-@pytest.fixture
-def jp_server_config(tmp_path: Path, tiny_model_dir: Path) -> dict[str, Any]:
-    return {
-        "ServerApp": {"jpserver_extensions": {"jupyter_tinker": True}},
-        "TinkerExtension": {"state_dir": str(tmp_path / "state")},
-        "Catalog": {
-            "aliases": {"tiny": str(tiny_model_dir)},
-            "models_dir": str(tmp_path / "none"),
-            "hub_cache": str(tmp_path / "none"),
-        },
-    }
 
 
 async def test_capabilities_are_what_is_really_there(jp_fetch: Any) -> None:

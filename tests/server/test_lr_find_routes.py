@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tornado.httpclient import HTTPClientError
 
-from jupyter_tinker.server import extension as extension_module
 from jupyter_tinker.server.service import TinkerService
 from tests.server.fake_engine import FakeEngine
 from tests.server.one_service import RUN, Client, add_session
+from tests.server.stored import Fetch
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
+pytestmark = pytest.mark.usefixtures("fake_engine")
 
 
 @pytest.fixture
-def jp_server_config(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    monkeypatch.setattr(extension_module, "EngineSupervisor", FakeEngine)
-    return {
-        "ServerApp": {"jpserver_extensions": {"jupyter_tinker": True}},
-        "TinkerExtension": {"state_dir": str(tmp_path / "state")},
-        "Catalog": {"aliases": {"tiny": str(tiny_model_dir)}},
-    }
-
-
-@pytest.fixture
-def find(jp_fetch: Any) -> Any:
+def find(fetch: Fetch) -> Any:
     """Asks the route of a run; returns status and JSON."""
 
     async def _find(method: str, run: str = RUN, *, sent: Any = None, **body: Any) -> Any:
-        data = json.dumps(body) if method == "POST" else None
-        try:
-            answer = await jp_fetch(
-                "tinker", "runs", run, "lr_find", method=method, body=data, headers=sent
-            )
-        except HTTPClientError as error:
-            return error.code, json.loads(getattr(error.response, "body", b"{}"))
-        return answer.code, json.loads(answer.body)
+        data = body if method == "POST" else None
+        return await fetch(method, "tinker", "runs", run, "lr_find", body=data, headers=sent)
 
     return _find
 

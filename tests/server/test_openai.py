@@ -13,34 +13,15 @@ import pytest
 from openai import AsyncOpenAI
 
 from jupyter_tinker.server import chat
-from jupyter_tinker.server import extension as extension_module
 from jupyter_tinker.wire import sampling
 from tests.server.fake_engine import FORBIDDEN, FakeEngine
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
+pytestmark = pytest.mark.usefixtures("fake_engine")
 REPLY = "Grüße 👋!"
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 # What differs between the two routes, and what does not.
 CHAT, COMPLETION = "chat", "completion"
-
-
-@pytest.fixture
-def jp_server_config(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    monkeypatch.setattr(extension_module, "EngineSupervisor", FakeEngine)
-    return {
-        "ServerApp": {"jpserver_extensions": {"jupyter_tinker": True}},
-        "TinkerExtension": {
-            "state_dir": str(tmp_path / "state"),
-            "database_url": f"sqlite:///{tmp_path / 'tinker.db'}",
-        },
-        "Catalog": {
-            "aliases": {"tiny": str(tiny_model_dir)},
-            "models_dir": str(tmp_path / "none"),
-            "hub_cache": str(tmp_path / "none"),
-        },
-    }
 
 
 class Stage:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tornado.httpclient import HTTPClientError
 
-from jupyter_tinker.server import extension as extension_module
 from jupyter_tinker.server.service import TinkerService
-from tests.server.fake_engine import FakeEngine
 from tests.server.one_service import RUN, Client, add_session
+from tests.server.stored import Fetch
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
+pytestmark = pytest.mark.usefixtures("fake_engine")
 DEFAULTS = {
     "prompts": [],
     "every": None,
@@ -30,29 +29,13 @@ DEFAULTS = {
 
 
 @pytest.fixture
-def jp_server_config(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    monkeypatch.setattr(extension_module, "EngineSupervisor", FakeEngine)
-    return {
-        "ServerApp": {"jpserver_extensions": {"jupyter_tinker": True}},
-        "TinkerExtension": {"state_dir": str(tmp_path / "state")},
-        "Catalog": {"aliases": {"tiny": str(tiny_model_dir)}},
-    }
-
-
-@pytest.fixture
-def fetch(jp_fetch: Any) -> Any:
+def asked(fetch: Fetch) -> Any:
     """Asks a route of runs; returns status and JSON."""
 
-    async def _fetch(method: str, *route: str, body: str | None = None, **more: Any) -> Any:
-        try:
-            answer = await jp_fetch("tinker", "runs", *route, method=method, body=body, **more)
-        except HTTPClientError as error:
-            return error.code, json.loads(getattr(error.response, "body", b"{}"))
-        return answer.code, json.loads(answer.body)
+    async def _asked(method: str, *route: str, body: str | None = None, params: Any = None) -> Any:
+        return await fetch(method, "tinker", "runs", *route, body=body, query=params)
 
-    return _fetch
+    return _asked
 
 
 @pytest.fixture
@@ -68,10 +51,10 @@ def client(service: TinkerService, jp_asyncio_loop: Any) -> Client:
     return made
 
 
-async def _rounds(fetch: Any, count: int) -> list[dict[str, Any]]:
+async def _rounds(asked: Any, count: int) -> list[dict[str, Any]]:
     async with asyncio.timeout(10):
         while True:
-            status, answer = await fetch("GET", RUN, "previews")
+            status, answer = await asked("GET", RUN, "previews")
             assert status == 200
             if len(answer["previews"]) >= count:
                 found: list[dict[str, Any]] = answer["previews"]
@@ -79,35 +62,35 @@ async def _rounds(fetch: Any, count: int) -> list[dict[str, Any]]:
             await asyncio.sleep(0.01)
 
 
-async def test_a_setting_is_put_and_kept(client: Client, fetch: Any) -> None:
-    assert await fetch("GET", RUN, "preview") == (200, DEFAULTS)
+async def test_a_setting_is_put_and_kept(client: Client, asked: Any) -> None:
+    assert await asked("GET", RUN, "preview") == (200, DEFAULTS)
     body = json.dumps({"prompts": ["Hello"], "every": 1, "temperature": 1})
-    status, put = await fetch("PUT", RUN, "preview", body=body)
+    status, put = await asked("PUT", RUN, "preview", body=body)
     assert status == 200
     assert put["changed_at"] > 0
     wanted = {**DEFAULTS, "prompts": ["Hello"], "every": 1, "temperature": 1.0}
     assert put == {**wanted, "changed_at": put["changed_at"], "changed_by": "jupyter"}
-    assert await fetch("GET", RUN, "preview") == (200, put)
-    status, put = await fetch("PUT", RUN, "preview", body="{}")  # what is left out is as at first
+    assert await asked("GET", RUN, "preview") == (200, put)
+    status, put = await asked("PUT", RUN, "preview", body="{}")  # what is left out is as at first
     assert (put["prompts"], put["every"], put["temperature"]) == ([], None, 0.0)
 
 
-async def test_answers_come_with_steps_and_on_request(client: Client, fetch: Any) -> None:
+async def test_answers_come_with_steps_and_on_request(client: Client, asked: Any) -> None:
     body = json.dumps({"prompts": ["Hello"], "every": 2, "max_tokens": 3})
-    await fetch("PUT", RUN, "preview", body=body)
+    await asked("PUT", RUN, "preview", body=body)
     await client.step(0)
     await client.step(1)
-    (first,) = await _rounds(fetch, 1)
-    status, told = await fetch("POST", RUN, "preview", body="")
+    (first,) = await _rounds(asked, 1)
+    status, told = await asked("POST", RUN, "preview", body="")
     assert (status, told["sampling"]) == (200, 2)
-    _, second = await _rounds(fetch, 2)
+    _, second = await _rounds(asked, 2)
     assert (first["step"], first["actor"], first["branch"]) == (2, None, 0)
     assert (second["step"], second["actor"]) == (2, "jupyter")
     assert first["answers"] == second["answers"]
     (answer,) = first["answers"]
     assert (answer["prompt"], answer["tokens"], answer["error"]) == ("Hello", 3, None)
     query = {"after": str(first["id"]), "limit": "5"}
-    _, page = await fetch("GET", RUN, "previews", params=query)
+    _, page = await asked("GET", RUN, "previews", params=query)
     assert [one["id"] for one in page["previews"]] == [second["id"]]
 
 
@@ -123,16 +106,16 @@ async def test_answers_come_with_steps_and_on_request(client: Client, fetch: Any
     ],
 )
 async def test_settings_that_make_no_sense(
-    client: Client, fetch: Any, body: str, sentence: str
+    client: Client, asked: Any, body: str, sentence: str
 ) -> None:
-    status, answer = await fetch("PUT", RUN, "preview", body=body)
+    status, answer = await asked("PUT", RUN, "preview", body=body)
     assert status == 400
     assert sentence in answer["detail"]
-    assert await fetch("GET", RUN, "preview") == (200, DEFAULTS)
+    assert await asked("GET", RUN, "preview") == (200, DEFAULTS)
 
 
-async def test_what_there_is_nothing_to_ask_of(client: Client, fetch: Any) -> None:
-    status, answer = await fetch("POST", RUN, "preview", body="")
+async def test_what_there_is_nothing_to_ask_of(client: Client, asked: Any) -> None:
+    status, answer = await asked("POST", RUN, "preview", body="")
     assert status == 400
     assert "no prompts" in answer["detail"]
     for method, route, body in (
@@ -141,7 +124,7 @@ async def test_what_there_is_nothing_to_ask_of(client: Client, fetch: Any) -> No
         ("POST", "preview", ""),
         ("GET", "previews", None),
     ):
-        status, answer = await fetch(method, "nobody", route, body=body)
+        status, answer = await asked(method, "nobody", route, body=body)
         assert status == 404
         assert "no training run 'nobody'" in answer["detail"]
 

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import delete, update
 from tornado.httpclient import HTTPClientError
 
-from jupyter_tinker.server import extension as extension_module
 from jupyter_tinker.server.checkpoints import CheckpointPath
 from jupyter_tinker.server.schema import PayloadRow, SamplerRow
 from jupyter_tinker.wire import sampling
@@ -21,34 +20,15 @@ from jupyter_tinker.wire import tinker_pb2 as pb
 from tests.server.fake_engine import DEADLY, FORBIDDEN, FakeEngine, tokens_of
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
+pytestmark = pytest.mark.usefixtures("fake_engine")
 API = ("tinker", "api", "v1")
 
 
 @pytest.fixture
-def traits() -> dict[str, Any]:
-    """Settings of `TinkerExtension`, for tests to change by parametrisation."""
-    return {}
-
-
-@pytest.fixture
-def jp_server_config(
-    tmp_path: Path, tiny_model_dir: Path, traits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    monkeypatch.setattr(extension_module, "EngineSupervisor", FakeEngine)
-    return {
-        "ServerApp": {"jpserver_extensions": {"jupyter_tinker": True}},
-        "TinkerExtension": {
-            "state_dir": str(tmp_path / "state"),
-            "database_url": f"sqlite:///{tmp_path / 'tinker.db'}",
-            "hold_seconds": 5.0,
-            **traits,
-        },
-        "Catalog": {
-            "aliases": {"tiny": str(tiny_model_dir), "also-tiny": str(tiny_model_dir)},
-            "models_dir": str(tmp_path / "none"),
-            "hub_cache": str(tmp_path / "none"),
-        },
-    }
+def jp_server_config(jp_server_config: dict[str, Any], tiny_model_dir: Path) -> dict[str, Any]:
+    jp_server_config["TinkerExtension"].setdefault("hold_seconds", 5.0)
+    jp_server_config["Catalog"]["aliases"]["also-tiny"] = str(tiny_model_dir)
+    return jp_server_config
 
 
 class Client:

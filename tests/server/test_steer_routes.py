@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import delete
 from tornado.httpclient import HTTPClientError
 
-from jupyter_tinker.server import extension as extension_module
 from jupyter_tinker.server.schema import PayloadRow
 from jupyter_tinker.server.service import TinkerService
-from tests.server.fake_engine import FakeEngine
 from tests.server.one_service import RUN, SESSION, Client, add_session
+from tests.server.stored import Fetch
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
+pytestmark = pytest.mark.usefixtures("fake_engine")
 
 
 @pytest.fixture
-def jp_server_config(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    monkeypatch.setattr(extension_module, "EngineSupervisor", FakeEngine)
-    return {
-        "ServerApp": {"jpserver_extensions": {"jupyter_tinker": True}},
-        "TinkerExtension": {"state_dir": str(tmp_path / "state")},
-        "Catalog": {"aliases": {"tiny": str(tiny_model_dir)}},
-    }
-
-
-@pytest.fixture
-def steer(jp_fetch: Any) -> Any:
+def steer(fetch: Fetch) -> Any:
     """Asks a route of runs; returns status and JSON."""
 
     async def _steer(*route: str, **body: Any) -> tuple[int, Any]:
-        method, data = ("POST", json.dumps(body)) if body else ("GET", None)
-        try:
-            answer = await jp_fetch("tinker", "runs", *route, method=method, body=data)
-        except HTTPClientError as error:
-            return error.code, json.loads(getattr(error.response, "body", b"{}"))
-        return answer.code, json.loads(answer.body)
+        return await fetch("POST" if body else "GET", "tinker", "runs", *route, body=body or None)
 
     return _steer
 
