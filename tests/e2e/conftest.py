@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tinker
 
 from tests.servers import Server, start_server
 
@@ -63,3 +64,10 @@ def a_server(
 ) -> Iterator[Server]:
     with _starter(tmp_path_factory, tiny_model_dir, other_model_dir) as start:
         yield start()
+
+
+@pytest.fixture
+def service(a_server: Server) -> Iterator[tinker.ServiceClient]:
+    """A client whose session, with its sockets, ends with the test."""
+    with tinker.ServiceClient(base_url=a_server.url, api_key=a_server.key) as client:
+        yield client

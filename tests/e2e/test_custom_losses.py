@@ -25,11 +25,6 @@ from .rollouts import ADAM, make, rollouts
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def service(a_server: Server) -> tinker.ServiceClient:
-    return tinker.ServiceClient(base_url=a_server.url, api_key=a_server.key)
-
-
 def dpo_pairs(data: list[types.Datum], logprobs: list[torch.Tensor]) -> tuple[Any, dict]:
     """The data are pairs: the chosen answer, then the rejected one."""
     loss = torch.zeros(())

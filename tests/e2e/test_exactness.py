@@ -6,6 +6,7 @@ Both start from the run's own first adapter, downloaded from the server.
 from __future__ import annotations
 
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,9 @@ def server(start, smollm2: Path) -> Server:
 
 
 @pytest.fixture(scope="module")
-def service(server: Server) -> tinker.ServiceClient:
-    return tinker.ServiceClient(base_url=server.url, api_key=server.key)
+def service(server: Server) -> Iterator[tinker.ServiceClient]:
+    with tinker.ServiceClient(base_url=server.url, api_key=server.key) as client:
+        yield client
 
 
 def _samples(tokens: list[int], seed: int) -> list[Sample]:

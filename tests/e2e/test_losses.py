@@ -17,11 +17,6 @@ pytestmark = pytest.mark.e2e
 Formula = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-@pytest.fixture(scope="module")
-def service(a_server: Server) -> tinker.ServiceClient:
-    return tinker.ServiceClient(base_url=a_server.url, api_key=a_server.key)
-
-
 def _sequence_ratio(lp: np.ndarray, q: np.ndarray) -> np.ndarray:
     inside = q != 0
     return np.full(lp.shape, np.exp((lp - q)[inside].mean()))

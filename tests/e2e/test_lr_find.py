@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,12 +24,6 @@ pytestmark = pytest.mark.e2e
 
 BATCHES = 4
 ADAM = {"beta2": 0.95, "eps": 1e-8, "grad_clip_norm": 1.0}
-
-
-@pytest.fixture
-def service(a_server: Server) -> Iterator[tinker.ServiceClient]:
-    with tinker.ServiceClient(base_url=a_server.url, api_key=a_server.key) as client:
-        yield client
 
 
 def _client(service: tinker.ServiceClient) -> tinker.TrainingClient:

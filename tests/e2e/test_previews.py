@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,12 +16,6 @@ from tests.servers import Server
 pytestmark = pytest.mark.e2e
 
 PROMPTS = ["Hello", "THE SOFTWARE IS"]
-
-
-@pytest.fixture
-def service(a_server: Server) -> Iterator[tinker.ServiceClient]:
-    with tinker.ServiceClient(base_url=a_server.url, api_key=a_server.key) as client:
-        yield client
 
 
 def _client(service: tinker.ServiceClient, seed: int = 3) -> tinker.TrainingClient:

@@ -79,7 +79,8 @@ def test_a_start_a_load_and_a_replay_are_told(server: Server, watch: Watch) -> N
     (total,) = {task["total"] for task in loading if task["total"]}
     done = [task["done"] for task in loading]
     assert done == sorted(done)
-    assert 3 <= len(done) <= total, "now and then, and not of each"
+    assert 0 < done[-1] <= total
+    assert len(done) >= 3
     assert {task["run_id"] for task in loading} == {None}
     assert any(task["what"] == "loading tiny" and task["done"] for task in watch.status)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ TEXT = "Rain fell on the town all night, and by the morning every street had bec
 
 
 @pytest.fixture(scope="module")
-def service(start, smollm2: Path) -> tinker.ServiceClient:
+def service(start, smollm2: Path) -> Iterator[tinker.ServiceClient]:
     server: Server = start(models={"smollm2-135m": smollm2})
-    return tinker.ServiceClient(base_url=server.url, api_key=server.key)
+    with tinker.ServiceClient(base_url=server.url, api_key=server.key) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

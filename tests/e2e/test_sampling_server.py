@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,9 @@ def server(start) -> Server:
 
 
 @pytest.fixture
-def service(server: Server) -> tinker.ServiceClient:
-    return tinker.ServiceClient(base_url=server.url, api_key=server.key)
+def service(server: Server) -> Iterator[tinker.ServiceClient]:
+    with tinker.ServiceClient(base_url=server.url, api_key=server.key) as client:
+        yield client
 
 
 def prompt(*tokens: int) -> types.ModelInput:

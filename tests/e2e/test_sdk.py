@@ -21,11 +21,6 @@ pytestmark = pytest.mark.e2e
 ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
 
 
-@pytest.fixture(scope="module")
-def service(a_server: Server) -> tinker.ServiceClient:
-    return tinker.ServiceClient(base_url=a_server.url, api_key=a_server.key)
-
-
 def make(service: tinker.ServiceClient, **options: object) -> tinker.TrainingClient:
     options = {"base_model": "tiny", "rank": 4, "seed": 1, **options}
     return service.create_lora_training_client(**options).result()
