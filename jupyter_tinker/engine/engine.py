@@ -93,8 +93,8 @@ class Engine:
             raise OpError("microbatch_tokens must be at least 1, or 0 for what suits the device")
         self.placement = placement.choose(op.options, placement.Machine.detect())
         self.options = op.options
-        if op.options.num_threads > 0:
-            torch.set_num_threads(op.options.num_threads)
+        if threads := placement.num_threads(op.options):
+            torch.set_num_threads(threads)
         self.sampling.cache_bytes = op.options.sampling_cache_mb << 20
         return self.status(ops.Status())
 

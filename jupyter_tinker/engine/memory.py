@@ -6,12 +6,12 @@ Knows nothing of runs or models.
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 
 import psutil
 import torch
 
-_CGROUP = Path("/sys/fs/cgroup")  # as a container sees its own
+from . import container
+
 # On the CPU, and from libraries on a GPU, torch raises a plain RuntimeError.
 _MARKS = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 
@@ -53,14 +53,4 @@ def total(device: torch.device) -> int | None:
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
-    return min(psutil.virtual_memory().total, _granted() or 2**63)
-
-
-def _granted() -> int | None:
-    """What a container may use; None if it may use all, or this is none."""
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            return int((_CGROUP / file).read_text())
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return None
+    return min(psutil.virtual_memory().total, container.memory() or 2**63)

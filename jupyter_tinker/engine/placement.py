@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..wire.ops import EngineOptions, OpError
+from . import container
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ def choose(options: EngineOptions, machine: Machine) -> Placement:
     attention, why_attention = _attention(options.attention, device, dtype, machine)
     reason = f"{device} {why_device}; {dtype} {why_dtype}; {attention} attention {why_attention}"
     return Placement(device, dtype, attention, reason)
+
+
+def num_threads(options: EngineOptions) -> int | None:
+    """CPU threads to compute with; None where PyTorch's own choice is right, which counts all the
+    processors of a machine, also those that a container may not use."""
+    granted = container.cpus()
+    fewer = granted is not None and granted < torch.get_num_threads()
+    return options.num_threads or (granted if fewer else None)
 
 
 def _device(asked: str, machine: Machine) -> tuple[str, str]:

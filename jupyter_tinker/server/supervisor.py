@@ -111,7 +111,8 @@ class EngineSupervisor(LoggingConfigurable):
         0,
         min=0,
         config=True,
-        help="CPU threads the engine computes with; 0 leaves PyTorch's choice.",
+        help="""CPU threads the engine computes with; 0 is PyTorch's choice, or as many as the
+        container that it runs in is granted.""",
     )
     sampling_cache_mb = Integer(
         0,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
-from jupyter_tinker.engine import evaluation, memory
+from jupyter_tinker.engine import evaluation
 from jupyter_tinker.engine.engine import Engine
 from jupyter_tinker.wire.ops import EngineOptions, OpError
 
@@ -97,23 +96,3 @@ def test_other_errors_are_not_tried_again(client: Client, monkeypatch: pytest.Mo
         client.backward(samples(0, LENGTHS))
     assert sum(rows for rows, _ in device.passes) <= len(LENGTHS)
     assert not client.gradients.any()
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "granted"),
-    [
-        ("memory.max", "4096\n", 4096),
-        ("memory/memory.limit_in_bytes", "8192\n", 8192),
-        ("memory.max", "max\n", None),
-        ("memory.max", f"{2**62}\n", None),
-        ("cpu.max", "max 100000\n", None),
-    ],
-)
-def test_a_container_has_the_memory_that_it_is_granted(
-    file: str, text: str, granted: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text(text)
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    machine = psutil.virtual_memory().total
-    assert memory.total(torch.device("cpu")) == (granted or machine)
