@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.lab import Lab, until
 from tests.raw import RawRun, some_data
+from tests.servers import Server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -15,6 +18,19 @@ run = engine.runs.latest
 print("now at step", run.step)
 engine.delta_norms(run)
 """
+
+
+def _open_on_the_engine(lab: Lab, what: str) -> None:
+    """By the sidebar's buttons."""
+    lab.open_desk()
+    lab.command("tinker:show-sidebar")
+    sidebar = lab.page.get_by_role("region", name="Tinker", exact=True)
+    sidebar.get_by_role("button", name=what, exact=True).click()
+
+
+def _kernel(server: Server) -> str:
+    kernel: str = server.fetch("tinker/engine/attach")[1]["kernel_id"]
+    return kernel
 
 
 def test_a_notebook_on_the_engine_reads_interrupts_and_shuts_down(lab: Lab) -> None:
@@ -26,11 +42,8 @@ def test_a_notebook_on_the_engine_reads_interrupts_and_shuts_down(lab: Lab) -> N
         return run.optim_step(2 * number)
 
     run.result(step(1))
-    kernel = server.fetch("tinker/engine/attach", {})[1]["kernel_id"]
     page = lab.page
-    page.goto(f"{server.root}lab?reset&token={server.token}")
-    page.wait_for_function("window.jupyterapp?.commands?.hasCommand('notebook:create-new')")
-    lab.command("notebook:create-new", kernelId=kernel, kernelName="tinker-engine")
+    _open_on_the_engine(lab, "Notebook")
     cell = page.locator(".jp-Notebook .jp-Cell .cm-content").first
     cell.click()
     page.keyboard.insert_text(CELL)
@@ -53,7 +66,55 @@ def test_a_notebook_on_the_engine_reads_interrupts_and_shuts_down(lab: Lab) -> N
     expect(page.locator(".jp-Notebook .jp-OutputArea-output")).to_contain_text("KeyboardInterrupt")
     run.result(waiting)
     # What it means to shut it down.
+    kernel = _kernel(server)
     assert server.fetch(f"api/kernels/{kernel}", method="DELETE", headers=jupyters)[0] == 204
     assert server.engine_pid() is None
     run.result(step(4))
     assert server.fetch(f"tinker/runs/{run.id}")[1]["step"] == 4
+
+
+def test_a_console_on_the_engine(lab: Lab) -> None:
+    run = RawRun(lab.server)
+    run.forward_backward(1, some_data(1))
+    run.result(run.optim_step(2))
+    _open_on_the_engine(lab, "Console")
+    prompt = lab.page.locator(".jp-CodeConsole-promptCell .cm-content")
+    prompt.click()
+    lab.page.keyboard.insert_text(f"engine.runs['{run.id}'].step * 41")
+    lab.page.keyboard.press("Shift+Enter")
+    expect(lab.page.locator(".jp-CodeConsole .jp-OutputArea-output")).to_have_text("41")
+
+
+def test_notebook_7_opens_both_in_pages_of_their_own(lab: Lab) -> None:
+    run = RawRun(lab.server)
+    lab.open_desk("tree")
+    with lab.page.context.expect_page() as opened:
+        lab.command("tinker:notebook-on-engine")
+    page = opened.value
+    cell = page.locator(".jp-Notebook .jp-Cell .cm-content").first
+    cell.click()
+    page.keyboard.insert_text("len(engine.runs) * 41")
+    page.keyboard.press("Shift+Enter")
+    outputs = page.locator(".jp-Notebook .jp-OutputArea-output")
+    expect(outputs).to_have_text(
+        str(41 * len(lab.server.fetch("tinker/status")[1]["status"]["runs"]))
+    )
+    page.close()
+    with lab.page.context.expect_page() as opened:
+        lab.command("tinker:console-on-engine")
+    page = opened.value
+    page.locator(".jp-CodeConsole-promptCell .cm-content").click()
+    page.keyboard.insert_text(f"engine.runs['{run.id}'].step + 41")
+    page.keyboard.press("Shift+Enter")
+    expect(page.locator(".jp-CodeConsole .jp-OutputArea-output")).to_have_text("41")
+    page.close()
+
+
+def test_what_cannot_be_attached_to_says_why(page: Page, start_lab: Callable[..., Server]) -> None:
+    server = start_lab(config={"KernelSpecManager": {"allowed_kernelspecs": ["python3"]}})
+    lab = Lab(page, server)
+    _open_on_the_engine(lab, "Notebook")
+    toast = page.locator(".Toastify__toast")
+    expect(toast).to_contain_text("allows only the kernels python3")
+    assert not list((server.home / "root").glob("Untitled*.ipynb"))
+    server.stop()

@@ -26,6 +26,8 @@ COMMANDS = (
     "Double the Learning Rate",
     "Reset Learning Rate, Clipping and Weight Decay",
     "Show the Tinker Sidebar",
+    "Open Notebook on the Engine",
+    "Open Console on the Engine",
 )
 
 

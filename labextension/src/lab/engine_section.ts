@@ -7,6 +7,16 @@ import { engineWord, memoryWords } from "./words.js";
 
 const ROWS = ["Device", "Memory", "Base model"] as const;
 
+/** What can be opened on the engine's kernel. */
+export interface EngineActions {
+  notebook: () => void;
+  console: () => void;
+}
+
+function button(text: string, title: string, click: () => void): HTMLElement {
+  return h("button", { type: "button", class: "jp-Tinker-button", title, click }, text);
+}
+
 export class EngineSection implements Section {
   readonly element: HTMLElement;
   private readonly frame: Frame;
@@ -18,10 +28,26 @@ export class EngineSection implements Section {
   );
   private readonly list: HTMLElement;
 
-  constructor(private readonly board: Board) {
+  constructor(
+    private readonly board: Board,
+    actions: EngineActions,
+  ) {
     const rows = [...this.values].flatMap(([name, value]) => [h("dt", {}, name), value]);
     this.list = h("dl", { class: "jp-Tinker-facts" }, ...rows);
-    this.frame = new Frame("Engine", [this.list, this.none]);
+    this.frame = new Frame("Engine", [
+      this.list,
+      this.none,
+      h(
+        "div",
+        { class: "jp-Tinker-buttons" },
+        button(
+          "Notebook",
+          "Open a notebook on the engine: look inside the model",
+          actions.notebook,
+        ),
+        button("Console", "Open a console on the engine", actions.console),
+      ),
+    ]);
     this.element = this.frame.element;
   }
 

@@ -1,5 +1,6 @@
 // The JupyterLab extension: its plugins, each with one thing to do.
 
+import { attachPlugin } from "./attach.js";
 import { commandsPlugin } from "./commands.js";
 import { dashboardsPlugin } from "./dashboards.js";
 import { launcherPlugin } from "./launcher.js";
@@ -13,6 +14,7 @@ export default [
   dashboardsPlugin,
   sidebarPlugin,
   commandsPlugin,
+  attachPlugin,
   statusPlugin,
   launcherPlugin,
   notificationsPlugin,

@@ -18,5 +18,6 @@ export const launcherPlugin: JupyterFrontEndPlugin<void> = {
       category: "Tinker",
       rank: 1,
     });
+    launcher?.add({ command: Names.engineNotebook, category: "Tinker", rank: 2 });
   },
 };

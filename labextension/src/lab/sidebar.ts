@@ -80,7 +80,10 @@ export const sidebarPlugin: JupyterFrontEndPlugin<void> = {
   ) => {
     const { commands } = app;
     const sidebar = new Sidebar(board, [
-      new EngineSection(board),
+      new EngineSection(board, {
+        notebook: () => void commands.execute(Names.engineNotebook),
+        console: () => void commands.execute(Names.engineConsole),
+      }),
       new RunsSection(board, {
         open: (run, compared) => void commands.execute(Names.dashboard, { run, compared }),
         pause: (run, paused) => void commands.execute(Names.togglePause, { run, paused }),

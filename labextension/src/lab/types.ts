@@ -26,6 +26,13 @@ export interface Status {
   status: Engine | null;
 }
 
+/** `POST engine/attach`; a kernel that is null is not to be had, and `refusal` says why. */
+export interface Attachable {
+  kernel_id: string | null;
+  kernel_name: string;
+  refusal: string | null;
+}
+
 export interface Key {
   name: string;
   created_at: number;
