@@ -73,7 +73,7 @@ def _runs_in_the_engine(server: Server) -> list[str]:
     kernel.load_connection_file()
     kernel.start_channels()
     try:
-        asked = kernel.execute("", user_expressions={"runs": "list(engine.runs)"})
+        asked = kernel.execute("", user_expressions={"runs": "list(engine._engine.runs)"})
         while (reply := kernel.get_shell_msg(timeout=60))["parent_header"]["msg_id"] != asked:
             pass
     finally:
