@@ -60,9 +60,10 @@ def start_lab(
     def _start(home: Path | None = None, **options: Any) -> Server:
         home = home or tmp_path_factory.mktemp("lab")
         prepare(home)
-        options = {"app": LAB, "config": CONFIG, **options}
+        models = {"tiny": tiny_model_dir}
+        options = {"app": LAB, "config": CONFIG, "models": models, **options}
         options["env"] = {**env, **options.get("env", {})}
-        servers.append(start_server(home, models={"tiny": tiny_model_dir}, **options))
+        servers.append(start_server(home, **options))
         return servers[-1]
 
     yield _start

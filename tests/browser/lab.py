@@ -102,11 +102,15 @@ class Lab:
 
     def open(self, *cells: str, kernel: str = "python3") -> None:
         """Open a new notebook of these cells."""
-        self.name = f"{uuid.uuid4().hex[:8]}.ipynb"
-        self.cells = len(cells)
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
         notebook.metadata["kernelspec"] = {"name": kernel, "display_name": kernel}
-        nbformat.write(notebook, self.server.home / "root" / self.name)
+        self.open_notebook(notebook, f"{uuid.uuid4().hex[:8]}.ipynb")
+
+    def open_notebook(self, notebook: nbformat.NotebookNode, name: str) -> None:
+        """Open a notebook by a name that no other has."""
+        self.name = name
+        self.cells = len(notebook.cells)
+        nbformat.write(notebook, self.server.home / "root" / name)
         workspace = f"lab/workspaces/{self.name.removesuffix('.ipynb')}/tree/{self.name}"
         path = workspace if self.app == LAB else f"notebooks/{self.name}"
         self.page.goto(f"{self.server.root}{path}?token={self.server.token}")

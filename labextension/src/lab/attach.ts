@@ -1,8 +1,8 @@
 // Notebooks and consoles on the engine's own kernel, where people look inside the model that trains.
 
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from "@jupyterlab/application";
-import { Notification } from "@jupyterlab/apputils";
 import { UUID } from "@lumino/coreutils";
+import { complain } from "./complain.js";
 import { tinkerIcon } from "./icon.js";
 import { Names } from "./names.js";
 import { ITinker } from "./tinker.js";
@@ -61,7 +61,7 @@ export const attachPlugin: JupyterFrontEndPlugin<void> = {
           try {
             await open(typeof cwd === "string" ? cwd : "");
           } catch (error) {
-            Notification.error(error instanceof Error ? error.message : String(error));
+            complain(error);
           }
         },
       });

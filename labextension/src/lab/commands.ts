@@ -2,6 +2,7 @@
 
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from "@jupyterlab/application";
 import { ICommandPalette, Notification } from "@jupyterlab/apputils";
+import { complain } from "./complain.js";
 import { IDashboards } from "./dashboards.js";
 import { Names } from "./names.js";
 import { shortName } from "./news.js";
@@ -47,7 +48,7 @@ class Steerer {
       const text = said(fields, after);
       if (text) this.tell(`Run ${shortName(run.run_id)}: ${text}`);
     } catch (error) {
-      Notification.error(error instanceof Error ? error.message : String(error));
+      complain(error);
     }
     board.refreshSoon();
   }
