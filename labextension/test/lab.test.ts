@@ -65,11 +65,15 @@ describe("the status bar", () => {
     expect(statusWords({ ...board, newest: paused })).toContain(" · paused · step 4");
   });
 
-  test("memory is that of the newest step, unless its run is not at work", () => {
-    expect(memoryWords(ENGINE, null)).toBe("512 MiB");
-    expect(memoryWords(ENGINE, { ...LISTED, last_step: step(4) })).toBe("1.0 GiB");
-    expect(memoryWords(ENGINE, { ...LISTED, state: "idle", last_step: step(4) })).toBe("512 MiB");
-    expect(memoryWords(null, null)).toBe("–");
+  test("memory is that of the last step of the runs that are in it", () => {
+    const begun = { ...LISTED, last_step: null };
+    const stepped = { ...LISTED, last_step: step(4) };
+    const later = { ...step(5), time: step(4).time + 1, memory_bytes: 2 ** 31 };
+    expect(memoryWords(ENGINE, [])).toBe("512 MiB");
+    expect(memoryWords(ENGINE, [begun, stepped])).toBe("1.0 GiB");
+    expect(memoryWords(ENGINE, [stepped, { ...LISTED, last_step: later }])).toBe("2.0 GiB");
+    expect(memoryWords(ENGINE, [{ ...stepped, state: "idle" }])).toBe("512 MiB");
+    expect(memoryWords(null, [])).toBe("–");
   });
 
   test("owners are keys by their names, or people", () => {

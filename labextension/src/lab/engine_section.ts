@@ -3,7 +3,7 @@
 import { h, say } from "../panel/dom.js";
 import type { Board } from "./board.js";
 import { Frame, type Section } from "./section.js";
-import { engineWord, memoryWords } from "./words.js";
+import { engineWord, inMemory, memoryWords } from "./words.js";
 
 const ROWS = ["Device", "Memory", "Base model"] as const;
 
@@ -64,8 +64,8 @@ export class EngineSection implements Section {
       this.values.get(name)!.title = title;
     };
     put("Device", `${engine.device} · ${engine.dtype} · ${engine.attention}`, engine.reason);
-    put("Memory", memoryWords(status, this.board.newest));
-    const living = runs.filter(({ state }) => state !== "ended" && state !== "idle");
+    put("Memory", memoryWords(status, runs));
+    const living = runs.filter(inMemory);
     const models = new Set([...engine.base_models, ...living.map((run) => run.base_model)]);
     put("Base model", [...models].join(", ") || "none is loaded yet");
   }

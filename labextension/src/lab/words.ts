@@ -21,14 +21,19 @@ export function engineWord(status: Status | null): string {
   return { running: "running", starting: "starting", stopped: "not started" }[status.engine];
 }
 
-/** The memory that the engine uses, as its newest step tells, or as it was at its start. */
-export function memoryWords(status: Status | null, newest: ListedRun | null): string {
+/** The memory that the engine uses, as the last step of its runs tells, or as it was at its start. */
+export function memoryWords(status: Status | null, runs: readonly ListedRun[]): string {
   const engine = status?.status;
   if (!engine) return "–";
-  const computes = newest !== null && newest.state !== "idle";
-  const used = (computes && newest.last_step?.memory_bytes) || engine.memory_bytes;
+  const steps = runs.flatMap((run) => (inMemory(run) && run.last_step ? [run.last_step] : []));
+  const last = steps.reduce((a, b) => (b.time > a.time ? b : a), steps[0]!);
+  const used = last?.memory_bytes || engine.memory_bytes;
   const whole = engine.memory_total_bytes;
   return whole ? `${bytes(used)} of ${bytes(whole)}` : bytes(used);
+}
+
+export function inMemory({ state }: ListedRun): boolean {
+  return state !== "ended" && state !== "idle";
 }
 
 /** Who drives a run: a key's name, or who came with Jupyter's token. */
