@@ -111,9 +111,11 @@ def start_server(
     port: int | None = None,
     probe: str = "tinker/status",
     env: Mapping[str, str] | None = None,
+    python: Path | None = None,
 ) -> Server:
     """Start a server whose catalogue has `models` (name -> folder) as aliases, and wait until
-    `probe` answers. `env` is added to its environment, and its PYTHONPATH goes first."""
+    `probe` answers. `env` is added to its environment, and its PYTHONPATH goes first. `python` is
+    an interpreter that sees nothing of this repository, instead of the tests' own."""
     for folder in ("data", "config", "runtime", "root", "hf"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     port = port or _free_port()
@@ -134,7 +136,8 @@ def start_server(
         settings.setdefault(section, {}).update(traits)
     (home / "config" / "jupyter_server_config.json").write_text(json.dumps(settings))
     more = dict(env or {})
-    path = [more.pop("PYTHONPATH", ""), str(Path(__file__).parent.parent)]  # for tests.authorizers
+    ours = "" if python else str(Path(__file__).parent.parent)  # for tests.authorizers
+    path = [more.pop("PYTHONPATH", ""), ours]
     env = {
         **os.environ,
         "JUPYTER_DATA_DIR": str(home / "data"),
@@ -146,7 +149,7 @@ def start_server(
     }
     with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, *app], env=env, cwd=home / "root", stdout=log, stderr=log
+            [python or sys.executable, *app], env=env, cwd=home / "root", stdout=log, stderr=log
         )
     server = Server(home, port, base_url, process, env)
     _wait(server, probe)
