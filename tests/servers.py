@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -74,6 +75,14 @@ class Server:
         """Run `jupyter tinker ...` with this server's folders."""
         argv = [sys.executable, "-m", "jupyter_tinker.cli", *arguments]
         return subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=120)
+
+    def lab_extensions(self) -> dict[str, str]:
+        """The extensions that JupyterLab loads, and the file of each that comes first."""
+        page = self.fetch(f"lab?token={self.token}")[1].decode()
+        config = re.search(r'id="jupyter-config-data"[^>]*>(.*?)</script>', page, re.DOTALL)
+        assert config is not None, page
+        extensions = json.loads(config[1])["federated_extensions"]
+        return {extension["name"]: extension["load"] for extension in extensions}
 
     def engine_pid(self) -> int | None:
         """The engine's process, found among the server's children."""

@@ -92,12 +92,8 @@ def test_the_wheel_works_in_an_environment_of_its_own(
         first = run.loss(run.forward_backward(1, some_data(0)))
         run.result(run.optim_step(2))
         assert run.loss(run.forward_backward(3, some_data(0))) < first
-        page = server.fetch(f"lab?token={server.token}")[1].decode()
-        config = json.loads(
-            re.search(r'id="jupyter-config-data"[^>]*>(.*?)</script>', page, re.S)[1]
-        )
-        (ours,) = (e for e in config["federated_extensions"] if e["name"] == "jupyter-tinker")
-        status, script = server.fetch(f"lab/extensions/jupyter-tinker/{ours['load']}")
+        entry = server.lab_extensions()["jupyter-tinker"]
+        status, script = server.fetch(f"lab/extensions/jupyter-tinker/{entry}")
         assert (status, b"jupyter-tinker" in script) == (200, True)
         program = Path(f"/proc/{server.engine_pid()}/cmdline").read_bytes().split(b"\0")[0].decode()
         assert program.startswith(str(environment.folder)), "not of the tests' environment"
