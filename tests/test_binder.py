@@ -23,6 +23,9 @@ GRANTED = (
     2 * 2**30
 )  # bytes, see https://mybinder.readthedocs.io/en/latest/about/user-guidelines.html
 
+# Bytes, see https://mybinder.readthedocs.io/en/latest/about/user-guidelines.html
+GRANTED = 2 * 2**30
+
 EXECUTE = """\
 import nbclient, nbformat, sys
 notebook = nbformat.read(sys.argv[1], as_version=4)
@@ -131,6 +134,7 @@ def test_the_quickstart_is_ready_and_fits(image: Environment) -> None:
         losses = re.search(r"held-out loss: (\S+) before, (\S+) after", printed)
         assert losses is not None, printed
         assert float(losses[2]) < float(losses[1]) / 2
+        assert memory.peak < GRANTED
         print(f"peak of all processes: {memory.peak / 2**20:.0f} MiB")
     finally:
         server.stop()

@@ -49,12 +49,13 @@ class InferenceModel:
     """A base model with the layout and the masks for generating. Raises `OpError` for an
     architecture that cannot be generated from in this way."""
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: BaseModel, *, pack: bool = True) -> None:
+        """`pack`: whether the weights are kept once more, in a faster layout."""
         self.base = base
         self._config = base.model.config.get_text_config()
         _check_attention(base)
         self._layers = {
-            projection.path: _Layer(_plain(base.model.get_submodule(projection.path)))
+            projection.path: _Layer(_plain(base.model.get_submodule(projection.path)), pack)
             for projection in base.projections
         }
         output = next(p.path for p in base.projections if p.part == "unembed")
@@ -168,8 +169,8 @@ class InferenceModel:
 class _Layer:
     """A linear layer with the adapter of the moment."""
 
-    def __init__(self, layer: nn.Linear) -> None:
-        self.base = packed.Linear(layer.weight, layer.bias)
+    def __init__(self, layer: nn.Linear, pack: bool) -> None:
+        self.base = packed.Linear(layer.weight, layer.bias, pack=pack)
         self.dtype = layer.weight.dtype  # of what it returns
         self.adapter: Callable[[torch.Tensor], torch.Tensor] | None = None
 

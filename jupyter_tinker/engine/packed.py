@@ -14,8 +14,10 @@ import torch.nn.functional as F
 class Linear:
     """`x W^T + bias`, for inference."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.packed = _pack(weight)
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, pack: bool = True
+    ) -> None:
+        self.packed = _pack(weight) if pack else None
         self.plain = weight if self.packed is None else None  # (out, in)
         self.bias = bias
 

@@ -50,6 +50,7 @@ class Sampling:
 
     def __init__(self, cache_bytes: int = 0) -> None:
         self.cache_bytes = cache_bytes  # of keys and values; 0: what suits the device
+        self.pack = True  # base models' weights once more, in a faster layout
         self.lanes: dict[str, Lane] = {}  # by the sampler's name; the first one's turn is next
         self._bases: dict[Path, _Base] = {}
         self._requests: dict[str, tuple[Completion, Lane]] = {}
@@ -165,7 +166,7 @@ class Sampling:
 
     def _base(self, base: BaseModel) -> _Base:
         if base.path not in self._bases:
-            self._bases[base.path] = _Base(InferenceModel(base), _ends(base))
+            self._bases[base.path] = _Base(InferenceModel(base, pack=self.pack), _ends(base))
         return self._bases[base.path]
 
 

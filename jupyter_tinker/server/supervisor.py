@@ -23,7 +23,7 @@ from jupyter_client.connect import port_names
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.paths import jupyter_runtime_dir
-from traitlets import Enum, Float, Integer, Unicode
+from traitlets import Bool, Enum, Float, Integer, Unicode
 from traitlets.config import LoggingConfigurable
 
 from ..wire import ops, progress
@@ -59,6 +59,14 @@ class _Asked:
     op: ops.Op
     answer: asyncio.Future[tuple[dict[str, Any], list[Any]]]
     task: Task | None = None  # once the engine has said how far it is
+
+
+# glibc keeps what is freed below what is in use, save what has a mapping of its own.
+_GIVE_BACK = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "262144",
+    "MALLOC_TRIM_THRESHOLD_": "262144",
+}
 
 
 class EngineKernelManager(AsyncKernelManager):
@@ -120,6 +128,13 @@ class EngineSupervisor(LoggingConfigurable):
         config=True,
         help="""Mebibytes of memory for the keys and values of sequences that are being sampled;
         what does not fit waits. 0 is 1024 on the CPU and a quarter of a GPU's memory.""",
+    )
+    low_memory = Bool(
+        False,
+        config=True,
+        help="""For machines of little memory: freed memory goes back to the system at once, and
+        sampling on the CPU keeps no second copy of the weights. Both take time. What is sampled may
+        then differ in its last bits by what is sampled beside it.""",
     )
     start_timeout = Float(
         120.0, config=True, help="Seconds the engine may take from its start to its first answer."
@@ -242,6 +257,7 @@ class EngineSupervisor(LoggingConfigurable):
             # ten times as slow as soon as a notebook's kernel computes on the same cores; without
             # any, a third slower alone.
             "GOMP_SPINCOUNT": "2000",
+            **(_GIVE_BACK if self.low_memory else {}),
             **os.environ,
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",  # the catalogue names local folders only
@@ -274,6 +290,7 @@ class EngineSupervisor(LoggingConfigurable):
             microbatch_tokens=self.microbatch_tokens,
             num_threads=self.num_threads,
             sampling_cache_mb=self.sampling_cache_mb,
+            low_memory=self.low_memory,
         )
 
     def _make_manager(self) -> EngineKernelManager:

@@ -51,6 +51,7 @@ class EngineOptions:
     num_threads: int = 0  # CPU threads of torch; 0 leaves torch's default
     # Memory for the keys and values of what is being sampled; 0: what suits the device.
     sampling_cache_mb: int = 0
+    low_memory: bool = False  # rather slow than large
 
 
 @dataclass(frozen=True)

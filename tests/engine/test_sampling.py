@@ -195,6 +195,20 @@ def test_more_samples_than_places_and_a_small_memory(base: Path) -> None:
     assert [tokens(s) for s in answer.sequences] == [tokens(s) for s in roomy.sequences]
 
 
+def test_little_memory_holds_the_weights_once(base: Path) -> None:
+    said = []
+    for low_memory in (False, True):
+        engine = Engine()
+        engine.handle(ops.Start(ops.EngineOptions(low_memory=low_memory)))
+        asker = Asker(engine, base)
+        answer = asker.ask(prompt(0), max_tokens=12, temperature=0, stop=[])
+        said.append(tokens(answer.sequences[0]))
+        (sampled,) = engine.sampling._bases.values()
+        packed = [layer.base.packed is not None for layer in sampled.model._layers.values()]
+        assert packed == [not low_memory] * len(packed)
+    assert said[0] == said[1]
+
+
 def test_prompt_scores(engine: Engine, base: Path) -> None:
     ids = prompt(6, 12)
     rows = plain_logprobs(plain(base), ids)
