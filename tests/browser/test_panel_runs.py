@@ -64,9 +64,9 @@ def test_several_runs_are_compared(lab: Lab, change_theme: Callable[[str], None]
     expect(lab.panel.locator(".jt-compare")).to_be_hidden()
 
     chart = lab.panel.locator(".jt-chart")
-    drawn = until(lambda: len(found := chart.evaluate(COLOURS)) == 3 and found)
+    until(lambda: sorted(points for _, points in chart.evaluate(COLOURS).values()) == [6, 12, 14])
+    drawn = chart.evaluate(COLOURS)
     assert len({colour for colour, _ in drawn.values()}) == 3
-    assert sorted(points for _, points in drawn.values()) == [6, 12, 14]
     legend = lab.panel.locator(".jt-legend li")
     expect(legend).to_have_count(3)
     expect(legend.nth(1)).to_contain_text("step 6")

@@ -264,8 +264,9 @@ def test_an_interrupt_stops_the_cell_and_nothing_else(
     async def story(engine: EngineSupervisor, person: Person) -> None:
         await create(engine, base)
         cell = person.begin("while True: pass")
-        waiting = asyncio.create_task(ask(engine, STEP))
         await until(lambda: engine.cell_seconds is not None)
+        waiting = asyncio.create_task(ask(engine, STEP))
+        await asyncio.sleep(0.3)
         assert not waiting.done()
         assert engine.manager is not None
         await engine.manager.interrupt_kernel()
