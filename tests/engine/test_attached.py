@@ -160,8 +160,10 @@ async def attached() -> AsyncIterator[tuple[EngineSupervisor, Person]]:
         await engine.ensure_started()
         person = Person(engine)
         await person.open()
-        yield engine, person
-        await person.close()
+        try:
+            yield engine, person
+        finally:  # sockets left open hold up whoever collects the garbage
+            await person.close()
     finally:
         await attach.close()
         await engine.stop()
