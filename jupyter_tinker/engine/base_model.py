@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -28,6 +28,9 @@ from .loading import counted_weights
 from .logprobs import OutputLayer
 from .placement import Placement
 from .progress import Report, unheard
+
+if TYPE_CHECKING:
+    from .fast.decoder import Decoder
 
 Part = Literal["attn", "mlp", "unembed"]
 
@@ -59,6 +62,7 @@ class BaseModel:
         self.output_layer = _output_layer(model)
         self.limits = _limits(model)
         self.fingerprint = _fingerprint(path, model)
+        self.decoder: Decoder | None = None  # that trains in the place of transformers and PEFT
         self._active: str | None = None
         _check_output_layer(self)
 

@@ -175,6 +175,27 @@ def group(lengths: Sequence[int], max_tokens: int, group_cost: int) -> list[list
     return groups
 
 
+def fill(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of `lengths` in groups of about as many tokens, where nothing is padded.
+
+    Like lengths are neighbours. No group has more than `max_tokens`, save one long sequence alone.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    passes = -(-sum(lengths) // max_tokens)
+    aim = -(-sum(lengths) // max(1, passes))
+    groups: list[list[int]] = []
+    room = 0
+    for i in order:
+        if not groups or lengths[i] > room:
+            groups.append([])
+            room = max_tokens
+        groups[-1].append(i)
+        room -= lengths[i]
+        if max_tokens - room >= aim:
+            room = 0
+    return groups
+
+
 def assemble(examples: Sequence[Example], members: list[int], device: torch.device) -> Microbatch:
     """The members' tensors, padded to the longest of them."""
     chosen = [examples[i] for i in members]

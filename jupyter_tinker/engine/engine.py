@@ -32,6 +32,7 @@ from . import (
 from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
+from .fast import structure
 from .inference import Weights
 from .progress import Report, unheard
 from .sample import Sampling, copy_weights
@@ -258,9 +259,9 @@ class Engine:
 
     def _base(self, name: str, path: str) -> BaseModel:
         if path not in self.bases:
-            self.bases[path] = base_model.load(
-                name, Path(path), self.options, self.placement, self.report
-            )
+            base = base_model.load(name, Path(path), self.options, self.placement, self.report)
+            base.decoder = structure.find(base)
+            self.bases[path] = base
         return self.bases[path]
 
     def _info(self, run: Run) -> ops.RunInfo:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ import torch
 from ..wire.ops import OpError
 from . import memory
 from .adapter import Adapter
+from .base_model import BaseModel
 from .batch import Example, Microbatch
+from .fast.decoder import Decoder
+from .fast.lora import Lora
 from .logprobs import Scores
 from .losses import Config, Loss, Value
 
@@ -28,6 +32,25 @@ class Result:
     metrics: Mapping[str, float]  # the loss's own
 
 
+class _Layers(Protocol):
+    hidden: torch.Tensor  # (R, H), what the output layer reads at the real positions
+
+    def backward(self, gradient: torch.Tensor) -> None:
+        """dL/dhidden (R, H) -> adds to the adapter's gradients."""
+
+
+class _Reference:
+    """As transformers and PEFT compute it; every other way is held against it."""
+
+    def __init__(self, base: BaseModel, packed: Microbatch, *, keep: bool) -> None:
+        with torch.set_grad_enabled(keep):
+            hidden = base.hidden_states(packed.tokens)  # (B, T, H)
+            self.hidden = hidden.flatten(0, 1)[packed.rows]
+
+    def backward(self, gradient: torch.Tensor) -> None:
+        self.hidden.backward(gradient)
+
+
 class Evaluation:
     """One microbatch; a backward pass adds to the adapter's gradients."""
 
@@ -38,11 +61,13 @@ class Evaluation:
         config: Config,
         examples: Sequence[Example],
         packed: Microbatch,
+        decoder: Decoder | None = None,  # in the place of transformers and PEFT
     ) -> None:
         self.adapter = adapter
         self.loss = loss
         self.config = config
         self.packed = packed
+        self.decoder = decoder
         self.examples = [examples[i] for i in packed.members]
         self.loss_device = torch.device("cpu") if loss.on_cpu else adapter.base.device
         self.inputs = [
@@ -60,20 +85,26 @@ class Evaluation:
         if active is not None and not active.any():
             active = None
         through_layers = active is not None and self.adapter.trains_layers
-        base = self.adapter.base
-        with torch.set_grad_enabled(through_layers):
-            hidden = base.hidden_states(self.packed.tokens)  # (B, T, H)
-            rows = hidden.flatten(0, 1)[self.packed.rows]  # (R, H)
-        layer = base.output_layer.with_adapter(self.adapter.output_adapter())
-        scores = Scores(layer, rows.detach(), self.packed.targets, active, through_layers)
+        layers = self._layers(through_layers)
+        layer = self.adapter.base.output_layer.with_adapter(self.adapter.output_adapter())
+        scores = Scores(layer, layers.hidden.detach(), self.packed.targets, active, through_layers)
         values, gradient = self._loss(scores.logprobs, differentiate=active is not None)
         fault = self._fault(values, gradient)
         if gradient is not None and fault is None:
-            own = gradient.to(rows.device)
-            rows_gradient = scores.backward(own, self.adapter.output_gradients())
+            own = gradient.to(layers.hidden.device)
+            hidden_gradient = scores.backward(own, self.adapter.output_gradients())
             if through_layers:
-                rows.backward(rows_gradient)
+                layers.backward(hidden_gradient)
         return self._results(scores.logprobs, values), fault
+
+    def _layers(self, keep: bool) -> _Layers:
+        """The microbatch, gone through the layers; `keep` what the way back needs."""
+        packed = self.packed
+        if self.decoder is None:
+            return _Reference(self.adapter.base, packed, keep=keep)
+        stream = packed.tokens.flatten()[packed.rows]  # (R,)
+        lengths = [example.length for example in self.examples]
+        return self.decoder.forward(stream, lengths, Lora.of(self.adapter), keep=keep)
 
     def _active_rows(self) -> torch.Tensor:
         active = self.loss.active

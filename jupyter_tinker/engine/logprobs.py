@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
+
+from .products import linear, matmul
 
 # Logits of one chunk. On the CPU they should come from the allocator's free lists, not from the
 # operating system, which hands out large blocks page by page.
@@ -60,7 +61,7 @@ class OutputLayer:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(C, H) -> (C, V) in float32."""
-        product = self.product or partial(F.linear, weight=self.weight, bias=self.bias)
+        product = self.product or partial(linear, weight=self.weight, bias=self.bias)
         z = product(hidden).float()
         if self.adapter is not None:
             low = hidden.float() @ self.adapter.a.T  # (C, r)
@@ -149,7 +150,7 @@ class Scores:
         return _Kept(
             rows=rows,
             slopes=slopes,
-            e_weight=e.to(weight.dtype) @ weight if self._hidden_gradient else None,
+            e_weight=matmul(e.to(weight.dtype), weight) if self._hidden_gradient else None,
             e_adapter=e @ adapter.b if adapter is not None else None,
             e=kept_e,
         )

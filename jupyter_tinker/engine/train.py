@@ -24,6 +24,7 @@ from .adapter import Adapter
 from .base_model import BaseModel
 from .batch import Example
 from .evaluation import Evaluation, Result
+from .fast.decoder import Decoder
 
 _log = logging.getLogger("jupyter_tinker.engine")
 
@@ -91,8 +92,10 @@ def forward_backward(
     """The loss of a batch and, unless it is `forward_only`, its gradient on top of the run's."""
     config = losses.settings(loss, request.loss_fn_config)
     examples = batch.check(request.data, loss, run.base.limits)
-    work = _Work(run, loss, config, examples, backward=not request.forward_only)
-    run.base.activate(run.adapter.name)
+    decoder = _decoder(run.base, examples)
+    work = _Work(run, loss, config, examples, decoder, backward=not request.forward_only)
+    if decoder is None:
+        run.base.activate(run.adapter.name)
     results, not_finite = work.results(microbatch_tokens)
     return ForwardResult(
         outputs=[result.output for result in results],
@@ -144,6 +147,7 @@ class _Work:
     loss: losses.Loss
     config: losses.Config
     examples: Sequence[Example]
+    decoder: Decoder | None  # in the place of transformers and PEFT
     backward: bool
 
     def results(self, microbatch_tokens: int) -> tuple[list[Result], str | None]:
@@ -165,8 +169,11 @@ class _Work:
             _log.warning("Out of memory; trying again with %d tokens a microbatch.", limit)
 
     def _groups(self, max_tokens: int) -> list[list[int]]:
+        lengths = [example.length for example in self.examples]
+        if self.decoder is not None:
+            return batch.fill(lengths, max_tokens)
         cost = _GROUP_COST.get(self.run.base.device.type, _GROUP_COST["cuda"])
-        return batch.group([example.length for example in self.examples], max_tokens, cost)
+        return batch.group(lengths, max_tokens, cost)
 
     def _evaluate(self, groups: list[list[int]]) -> tuple[list[Result], str | None]:
         if not self.backward:
@@ -188,12 +195,22 @@ class _Work:
         fault: str | None = None
         for members in groups:
             packed = batch.assemble(self.examples, members, self.run.base.device)
-            evaluation = Evaluation(self.run.adapter, self.loss, self.config, self.examples, packed)
+            evaluation = Evaluation(
+                self.run.adapter, self.loss, self.config, self.examples, packed, self.decoder
+            )
             # Once a gradient is lost, the others need not be computed.
             done, found = evaluation.run(backward=backward and fault is None)
             fault = fault or found
             results.update(zip(members, done, strict=True))
         return [results[i] for i in range(len(self.examples))], fault
+
+
+def _decoder(base: BaseModel, examples: Sequence[Example]) -> Decoder | None:
+    """What computes these sequences without padding; None: transformers and PEFT do."""
+    decoder = base.decoder
+    if decoder is None or not decoder.serves([example.length for example in examples]):
+        return None
+    return decoder
 
 
 @contextmanager

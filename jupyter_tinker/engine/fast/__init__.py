@@ -1,0 +1,1 @@
+"""Layers of Llama's structure, forward and backward, without padding and without autograd."""

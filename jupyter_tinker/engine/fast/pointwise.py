@@ -1,0 +1,83 @@
+"""RMSNorm, rotary position embedding and gated activation, forward and backward.
+
+Functions that end in `_` overwrite what they say; all are for float32. They know nothing of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (dL/dy, x) -> dL/dx
+
+
+@dataclass(frozen=True)
+class RmsNorm:
+    """`x / rms(x) * gain` over the last dimension (arXiv:1910.07467)."""
+
+    gain: torch.Tensor  # (H,)
+    eps: float
+
+    def inverse_rms(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., H) -> (..., 1)"""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+
+    def forward(self, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        """`inverse` is what `inverse_rms` gives."""
+        return torch.mul(x, inverse).mul_(self.gain)
+
+    def add_backward_(
+        self, into: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, inverse: torch.Tensor
+    ) -> torch.Tensor:
+        """Adds dL/dx to `into` and returns it; overwrites `dy`, the gradient of the output.
+
+        With u = gain * dy: dL/dx = (u - x * inverse^2 * mean(u * x)) * inverse.
+        """
+        u = dy.mul_(self.gain)
+        along = torch.mul(u, x).sum(-1, keepdim=True).div_(x.shape[-1])
+        into.addcmul_(u, inverse)
+        return into.addcmul_(x, along.mul_(inverse.pow(3)), value=-1)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding of N tokens (arXiv:2104.09864), pairs half a head apart."""
+
+    cos: torch.Tensor  # (N, 1, D / 2)
+    sin: torch.Tensor
+
+    def turn_(self, x: torch.Tensor) -> None:
+        """Rotates (N, heads, D) in place."""
+        self._turn(x, self.sin)
+
+    def turn_back_(self, dx: torch.Tensor) -> None:
+        """Makes the gradient of what was rotated that of what it was before."""
+        self._turn(dx, -self.sin)
+
+    def _turn(self, x: torch.Tensor, sin: torch.Tensor) -> None:
+        first, second = x.chunk(2, dim=-1)
+        other = first * sin
+        first.mul_(self.cos).addcmul_(second, sin, value=-1)
+        second.mul_(self.cos).add_(other)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of one variable, and the way back through it."""
+
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    backward: Gradient
+
+
+def _gelu(approximate: str) -> Activation:
+    def backward(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten.gelu_backward(dy, x, approximate=approximate)
+
+    return Activation(lambda x: F.gelu(x, approximate=approximate), backward)
+
+
+ACTIVATIONS = (Activation(F.silu, torch.ops.aten.silu_backward), _gelu("tanh"), _gelu("none"))

@@ -1,0 +1,212 @@
+"""Recognises a model of Llama's structure, by its modules and by what they compute.
+
+Names of architectures decide nothing: the modules must be the known ones and no others, each must
+compute what it is taken for, and all together must give the model's own hidden states.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..base_model import BaseModel
+from .decoder import Decoder
+from .layer import HeadNorms, Layer, Shape
+from .lora import Linears, Lora
+from .pointwise import ACTIVATIONS, Activation, RmsNorm, Rotary
+
+_DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+# Whose angles depend on nothing but the position.
+_ROTARY_KINDS = {"default", "linear", "llama3", "yarn"}
+_CHECK_LENGTHS = (9, 5)
+_TOLERANCE = 1e-4
+
+
+_log = logging.getLogger("jupyter_tinker.engine")
+
+
+class Unknown(Exception):
+    """The model is of another structure; says in which way."""
+
+
+def find(base: BaseModel) -> Decoder | None:
+    """What can train on `base` in the place of transformers and PEFT, None if nothing can; and the
+    log says which it is."""
+    placement = base.placement
+    try:
+        if (base.device.type, placement.dtype) != ("cpu", "float32"):
+            raise Unknown("it is for the CPU and float32")
+        if placement.attention != "sdpa":
+            raise Unknown(f"the attention asked for is {placement.attention}")
+        decoder = recognise(base.model)
+    except Unknown as reason:
+        _log.info("%s trains by transformers and PEFT, not without padding: %s.", base.name, reason)
+        return None
+    _log.info("%s has Llama's structure and trains without padding.", base.name)
+    return decoder
+
+
+def recognise(model: PreTrainedModel) -> Decoder:
+    """The decoder of a frozen model without adapters, in float32. Raises `Unknown`.
+
+    Weights of layers that are computed together are laid one behind the other; the model's
+    parameters become views of them.
+    """
+    try:
+        decoder = _decoder(model)
+        _check(model, decoder)
+    except (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise Unknown(f"it cannot be computed so: {str(error)[:200]}") from error
+    return decoder
+
+
+def _decoder(model: PreTrainedModel) -> Decoder:
+    module = model.get_decoder()
+    prefix = next(path for path, found in model.named_modules() if found is module)
+    _expect(module, _DECODER)
+    paths = [f"{prefix}.layers.{number}" for number in range(len(module.layers))]
+    # All is recognised before any weight is moved.
+    for layer in module.layers:
+        _check_layer(layer)
+    layers = [_layer(path, layer) for path, layer in zip(paths, module.layers, strict=True)]
+    return Decoder(
+        embed=lambda tokens: module.embed_tokens(tokens[None])[0].clone(),
+        angles=_angles(module),
+        layers=layers,
+        paths=[_paths(layer) for layer in layers],
+        norm=_rms_norm(module.norm),
+        longest=_longest(model),
+    )
+
+
+def _check_layer(layer: nn.Module) -> None:
+    _expect(layer, _LAYER)
+    attention, mlp = layer.self_attn, layer.mlp
+    extra = _HEAD_NORMS if hasattr(attention, "q_norm") else set()
+    _expect(attention, _ATTENTION | extra)
+    _expect(mlp, _MLP)
+    linears = [getattr(attention, name) for name in sorted(_ATTENTION)]
+    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    if odd := [type(m).__name__ for m in linears if type(m) is not nn.Linear]:
+        raise Unknown(f"a projection is a {odd[0]}")
+    if layer.self_attn.is_causal is not True:
+        raise Unknown("its attention is not causal")
+    for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+        _rms_norm(norm)
+    _activation(mlp.act_fn)
+
+
+def _layer(path: str, layer: nn.Module) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    size = attention.head_dim
+    return Layer(
+        norm1=_rms_norm(layer.input_layernorm),
+        qkv=_linears(f"{path}.self_attn", attention, "q_proj", "k_proj", "v_proj"),
+        shape=Shape(
+            attention.q_proj.out_features // size, attention.k_proj.out_features // size, size
+        ),
+        head_norms=_head_norms(attention),
+        scale=attention.scaling,
+        o=_linears(f"{path}.self_attn", attention, "o_proj"),
+        norm2=_rms_norm(layer.post_attention_layernorm),
+        gate_up=_linears(f"{path}.mlp", mlp, "gate_proj", "up_proj"),
+        activation=_activation(mlp.act_fn),
+        down=_linears(f"{path}.mlp", mlp, "down_proj"),
+    )
+
+
+def _expect(module: nn.Module, names: set[str]) -> None:
+    found = {name for name, _ in module.named_children()}
+    if found != names:
+        odd = ", ".join(sorted(found ^ names))
+        raise Unknown(f"{type(module).__name__} differs in {odd}")
+
+
+def _linears(path: str, parent: nn.Module, *names: str) -> Linears:
+    return Linears({f"{path}.{name}": getattr(parent, name) for name in names})
+
+
+def _paths(layer: Layer) -> frozenset[str]:
+    every = (layer.qkv, layer.o, layer.gate_up, layer.down)
+    return frozenset(path for linears in every for path in linears.columns)
+
+
+def _rms_norm(module: nn.Module) -> RmsNorm:
+    """Gains are stored as they are, or as what they are more than 1."""
+    weight = module.weight.detach()
+    eps = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
+    if eps is None or list(module.children()) or getattr(module, "bias", None) is not None:
+        raise Unknown(f"{type(module).__name__} is no RMSNorm")
+    probe = torch.linspace(-2, 3, len(weight), device=weight.device)[None]
+    for gain in (weight, 1 + weight):
+        norm = RmsNorm(gain, float(eps))
+        if torch.allclose(norm.forward(probe, norm.inverse_rms(probe)), module(probe), 1e-4, 1e-5):
+            return norm
+    raise Unknown(f"{type(module).__name__} is no RMSNorm")
+
+
+def _head_norms(attention: nn.Module) -> HeadNorms | None:
+    if not hasattr(attention, "q_norm"):
+        return None
+    norms = HeadNorms(_rms_norm(attention.q_norm), _rms_norm(attention.k_norm))
+    if len(norms.q.gain) != attention.head_dim:  # over all heads together
+        raise Unknown("queries are not normalised head by head")
+    return norms
+
+
+def _activation(module: nn.Module) -> Activation:
+    probe = torch.linspace(-4, 4, 33)
+    for known in ACTIVATIONS:
+        if torch.allclose(known.forward(probe), module(probe), 1e-5, 1e-6):
+            return known
+    raise Unknown(f"its activation is {type(module).__name__}")
+
+
+def _angles(decoder: nn.Module) -> Callable[[torch.Tensor], Rotary]:
+    rotary = decoder.rotary_emb
+    if rotary.rope_type not in _ROTARY_KINDS:
+        raise Unknown(f"its positions are encoded as {rotary.rope_type}")
+
+    def angles(positions: torch.Tensor) -> Rotary:
+        like = rotary.inv_freq.new_zeros((), dtype=torch.float32)
+        # Both halves of a head turn by the same angles.
+        cos, sin = (t[0, :, None].chunk(2, dim=-1)[0] for t in rotary(like, positions[None]))
+        return Rotary(cos.contiguous(), sin.contiguous())
+
+    return angles
+
+
+def _longest(model: PreTrainedModel) -> int | None:
+    """Beyond a sliding window a token does not see all before it."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    if odd := kinds - {"full_attention", "sliding_attention"}:
+        raise Unknown(f"it has layers of {', '.join(sorted(odd))}")
+    window = getattr(config, "sliding_window", None)
+    return int(window) if window is not None and "sliding_attention" in kinds else None
+
+
+def _check(model: PreTrainedModel, decoder: Decoder) -> None:
+    """Several sequences, several positions: whatever else the model does, it shows."""
+    generator = torch.Generator().manual_seed(0)
+    vocab = model.config.get_text_config().vocab_size
+    longest = decoder.longest or max(_CHECK_LENGTHS)
+    lengths = [min(length, longest) for length in _CHECK_LENGTHS]
+    tokens = torch.randint(vocab, (sum(lengths),), generator=generator).to(model.device)
+    with torch.no_grad():
+        got = decoder.forward(tokens, lengths, Lora({}, 1.0), keep=False).hidden
+        parts = [
+            model.get_decoder()(input_ids=part[None], use_cache=False).last_hidden_state[0]
+            for part in tokens.split(lengths)
+        ]
+    expected = torch.cat(parts)
+    if not (got - expected).abs().max() <= _TOLERANCE * expected.abs().max():
+        raise Unknown("its hidden states come about in another way")
