@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.bench import ours
+from tests.bench.compute import compute
 from tests.bench.data import batches
 from tests.bench.history import history
+from tests.bench.loops import Loop, child, loop
 from tests.bench.noise import Noise
 from tests.bench.panel import panel
 from tests.bench.report import Report
 from tests.bench.sampling import fairness, reinforcement, sampling
 from tests.servers import Server
 
-ROOT = Path(__file__).parents[2]
 _BLOCKS = {"4x128": (4, 2), "8x32..256": (3, 1)}  # how many blocks, and steps in each
 
 
@@ -30,7 +28,7 @@ def training(model: Path, report: Report) -> None:
     with ours.server(model) as server:
         for unembed in (True, False):
             client = ours.Client(server, unembed=unembed)
-            with _plain(model, unembed=unembed) as plain:
+            with loop("tests.bench.plain", model, ours.RANK, unembed=unembed) as plain:
                 for batch in _BLOCKS:
                     _race(report, client, plain, model, batch, unembed=unembed)
             client.close()
@@ -38,7 +36,7 @@ def training(model: Path, report: Report) -> None:
 
 
 def _race(
-    report: Report, client: ours.Client, plain: _Plain, model: Path, batch: str, *, unembed: bool
+    report: Report, client: ours.Client, plain: Loop, model: Path, batch: str, *, unembed: bool
 ) -> None:
     sequences = batches(model)[batch]
     data, tokens = ours.datums(sequences), sum(map(len, sequences))
@@ -66,50 +64,6 @@ def _race(
         for i in range(0, blocks * steps, steps)
     ]
     report.add("training", f"{what}: ours / plain", ratios, "x", goal=">= 1")
-
-
-class _Plain:
-    """The plain loop's process."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self.peak_mib = 0.0
-        self.threads = self._line()["threads"]
-
-    def steps(self, batch: str, count: int) -> list[float]:
-        assert self._process.stdin is not None
-        print(batch, count, file=self._process.stdin, flush=True)
-        answer = self._line()
-        self.peak_mib = answer["peak_mib"]
-        seconds: list[float] = answer["seconds"]
-        return seconds
-
-    def _line(self) -> Any:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
-
-
-@contextmanager
-def _plain(model: Path, *, unembed: bool) -> Iterator[_Plain]:
-    arguments = [str(model), str(ours.RANK), str(int(unembed))]
-    with _child("tests.bench.plain", *arguments) as process:
-        yield _Plain(process)
-
-
-@contextmanager
-def _child(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python process that ends when its standard input closes."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.communicate(timeout=60)
 
 
 def overhead(model: Path, report: Report) -> None:
@@ -151,7 +105,7 @@ def _status(
     report: Report, server: Server, when: str, meanwhile: Callable[[], object], *, goal: str = ""
 ) -> None:
     report.patience.wait()
-    with _child("tests.bench.poller", str(server.port), server.token) as poller:
+    with child("tests.bench.poller", str(server.port), server.token) as poller:
         time.sleep(0.5)
         with Noise() as noise:
             meanwhile()
@@ -231,7 +185,7 @@ def events(model: Path, report: Report) -> None:
 def _watched(server: Server, rate: int, count: int) -> tuple[dict[str, Any], list[float]]:
     """What the server tells of the steps it made, and the seconds until each arrived, sorted."""
     arguments = [str(server.port), server.token, "20", str(count)]
-    with _child("tests.bench.watchers", *arguments) as watchers:
+    with child("tests.bench.watchers", *arguments) as watchers:
         time.sleep(1)
         token = {"Authorization": f"token {server.token}"}
         query = f"rate={rate}&runs=50&count={count}"
@@ -252,6 +206,7 @@ PARTS = {
     "history": history,
     "panel": panel,
     "training": training,
+    "compute": compute,
     "sampling": sampling,
     "fairness": fairness,
     "reinforcement": reinforcement,
