@@ -51,7 +51,7 @@ def cases(draw: st.DrawFn) -> Case:
     groups, key_heads, size = draw(st.tuples(*[st.integers(1, 3)] * 2, st.sampled_from([4, 8, 10])))
     family = draw(st.sampled_from(FAMILIES))
     config = {
-        "hidden_size": groups * key_heads * draw(st.integers(2, 9)),
+        "hidden_size": groups * key_heads * draw(st.integers(3, 9)),
         "intermediate_size": draw(st.integers(3, 40)),
         "num_hidden_layers": draw(st.integers(1, 3)),
         "num_key_value_heads": key_heads,

@@ -14,7 +14,9 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
+from jupyter_tinker.engine import evaluation
 from jupyter_tinker.engine.engine import Engine
+from jupyter_tinker.engine.logprobs import Scores
 from jupyter_tinker.wire import ops
 from jupyter_tinker.wire.ops import AdamParams, OpError
 
@@ -182,16 +184,15 @@ def test_an_interrupted_operation_leaves_no_gradients(
     client.engine.options = ops.EngineOptions(microbatch_tokens=20)
     client.backward(samples(0))
     before = client.gradients.clone()
-    base = client.engine.runs["run"].base
     calls = []
 
-    def hidden_states(tokens: torch.Tensor) -> torch.Tensor:
-        calls.append(tokens)
+    def scores(*arguments: Any) -> Scores:
+        calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return type(base).hidden_states(base, tokens)
+        return Scores(*arguments)
 
-    monkeypatch.setattr(base, "hidden_states", hidden_states)
+    monkeypatch.setattr(evaluation, "Scores", scores)
     with pytest.raises(KeyboardInterrupt):
         client.backward(samples(1))
     assert torch.equal(before, client.gradients)
@@ -201,10 +202,11 @@ def test_an_interrupted_operation_leaves_no_gradients(
 def test_out_of_memory_is_a_sentence(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     client.create()
 
-    def hidden_states(tokens: torch.Tensor) -> torch.Tensor:
-        return torch.empty(1 << 60)
+    def scores(*_: Any) -> Scores:
+        torch.empty(1 << 60)
+        raise AssertionError("there is no such memory")
 
-    monkeypatch.setattr(client.engine.runs["run"].base, "hidden_states", hidden_states)
+    monkeypatch.setattr(evaluation, "Scores", scores)
     with pytest.raises(OpError, match="ran out of memory in forward_backward") as caught:
         client.backward(samples(0))
     assert caught.value.category == "server"
