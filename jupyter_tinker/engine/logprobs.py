@@ -22,7 +22,7 @@ from functools import partial
 
 import torch
 
-from .products import linear, matmul
+from .products import cross, linear, matmul
 
 # Logits of one chunk. On the CPU they should come from the allocator's free lists, not from the
 # operating system, which hands out large blocks page by page.
@@ -64,8 +64,8 @@ class OutputLayer:
         product = self.product or partial(linear, weight=self.weight, bias=self.bias)
         z = product(hidden).float()
         if self.adapter is not None:
-            low = hidden.float() @ self.adapter.a.T  # (C, r)
-            z.addmm_(low, self.adapter.b.T, alpha=self.adapter.scale)
+            low = linear(hidden.float(), self.adapter.a).mul_(self.adapter.scale)  # (C, r)
+            z = linear(low, self.adapter.b, plus=z)
         if self.scale != 1.0:
             z.mul_(self.scale)
         if self.softcap is not None:
@@ -151,7 +151,7 @@ class Scores:
             rows=rows,
             slopes=slopes,
             e_weight=matmul(e.to(weight.dtype), weight) if self._hidden_gradient else None,
-            e_adapter=e @ adapter.b if adapter is not None else None,
+            e_adapter=matmul(e, adapter.b) if adapter is not None else None,
             e=kept_e,
         )
 
@@ -196,10 +196,10 @@ class Scores:
         hidden = self._hidden[kept.rows].float()  # (A, H)
         targets, slopes = self._targets[kept.rows], kept.slopes
         low_gradient = self._through(adapter.b, kept.e_adapter, kept, c)  # (A, r)
-        a_gradient.addmm_(low_gradient.T, hidden, alpha=adapter.scale)
-        low = hidden @ adapter.a.T * adapter.scale  # (A, r)
+        a_gradient.add_(cross(low_gradient, hidden), alpha=adapter.scale)
+        low = linear(hidden, adapter.a).mul_(adapter.scale)  # (A, r)
         e = self._error_again(kept) if kept.e is None else kept.e
-        b_gradient.addmm_(e.T, low * c.sum(1, keepdim=True), alpha=-1)
+        b_gradient.sub_(cross(low * c.sum(1, keepdim=True), e).T)
         for k in range(1, targets.shape[1]):
             here, first = _ends(c[:, k], slopes, k)
             b_gradient.index_add_(0, targets[:, k], low * here)

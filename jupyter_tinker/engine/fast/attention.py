@@ -41,18 +41,28 @@ class Attention:
                 )  # (count, heads, length, D)
             if keep:
                 self._calls.append(((q, k, v), seen))
-            parts.append(seen.detach().transpose(1, 2).reshape(count * length, -1))
+            parts.append(_as_rows(seen.detach()))
             start = end
-        self.out = parts[0] if len(parts) == 1 else torch.cat(parts)  # (N, heads * D)
+        self.out = _joined(parts).flatten(1)  # (N, heads * D)
 
-    def backward(self, d_out: torch.Tensor, into: Qkv) -> None:
-        """Writes the gradients of queries, keys and values to `into`."""
+    def backward(self, d_out: torch.Tensor) -> Qkv:
+        """The gradients of queries, keys and values."""
+        parts = []
         start = 0
         for leaves, seen in self._calls:
             count, heads, length, size = seen.shape
             end = start + count * length
             own = d_out[start:end].view(count, length, heads, size).transpose(1, 2)
-            for gradient, where in zip(torch.autograd.grad(seen, leaves, own), into, strict=True):
-                target = where[start:end].unflatten(0, (count, length))
-                target.copy_(gradient.transpose(1, 2))
+            parts.append([_as_rows(d) for d in torch.autograd.grad(seen, leaves, own)])
             start = end
+        dq, dk, dv = map(_joined, zip(*parts, strict=True))
+        return dq, dk, dv
+
+
+def _as_rows(x: torch.Tensor) -> torch.Tensor:
+    """(count, heads, length, D) -> (count * length, heads, D)"""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -27,7 +27,6 @@ class Decoder:
     embed: Callable[[torch.Tensor], torch.Tensor]  # (N,) tokens -> (N, H)
     angles: Callable[[torch.Tensor], Rotary]  # (N,) positions -> their rotations
     layers: Sequence[Layer]
-    paths: Sequence[frozenset[str]]  # of each layer's linear layers
     norm: RmsNorm
     longest: int | None  # the longest sequence that is computed here; None: any
 
@@ -93,5 +92,5 @@ class Pass:
     def _lowest_adapted(self) -> int:
         """The lowest layer with an adapter; below it there is nothing to train."""
         adapted = self._lora.pairs.keys()
-        paths = self._decoder.paths
-        return next((i for i, own in enumerate(paths) if own & adapted), len(paths))
+        layers = self._decoder.layers
+        return next((i for i, own in enumerate(layers) if own.paths & adapted), len(layers))

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from ..base_model import BaseModel
 from .decoder import Decoder
-from .layer import HeadNorms, Layer, Shape
-from .lora import Linears, Lora
+from .layer import HeadNorms, Layer
+from .lora import Linear, Lora
 from .pointwise import ACTIVATIONS, Activation, RmsNorm, Rotary
 
 _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -55,11 +55,7 @@ def find(base: BaseModel) -> Decoder | None:
 
 
 def recognise(model: PreTrainedModel) -> Decoder:
-    """The decoder of a frozen model without adapters, in float32. Raises `Unknown`.
-
-    Weights of layers that are computed together are laid one behind the other; the model's
-    parameters become views of them.
-    """
+    """The decoder of a frozen model without adapters, in float32. Raises `Unknown`."""
     try:
         decoder = _decoder(model)
         _check(model, decoder)
@@ -73,53 +69,44 @@ def _decoder(model: PreTrainedModel) -> Decoder:
     prefix = next(path for path, found in model.named_modules() if found is module)
     _expect(module, _DECODER)
     paths = [f"{prefix}.layers.{number}" for number in range(len(module.layers))]
-    # All is recognised before any weight is moved.
-    for layer in module.layers:
-        _check_layer(layer)
     layers = [_layer(path, layer) for path, layer in zip(paths, module.layers, strict=True)]
     return Decoder(
         embed=lambda tokens: module.embed_tokens(tokens[None])[0].clone(),
         angles=_angles(module),
         layers=layers,
-        paths=[_paths(layer) for layer in layers],
         norm=_rms_norm(module.norm),
         longest=_longest(model),
     )
 
 
-def _check_layer(layer: nn.Module) -> None:
+def _layer(path: str, layer: nn.Module) -> Layer:
     _expect(layer, _LAYER)
     attention, mlp = layer.self_attn, layer.mlp
-    extra = _HEAD_NORMS if hasattr(attention, "q_norm") else set()
-    _expect(attention, _ATTENTION | extra)
+    _expect(attention, _ATTENTION | (_HEAD_NORMS if hasattr(attention, "q_norm") else set()))
     _expect(mlp, _MLP)
-    linears = [getattr(attention, name) for name in sorted(_ATTENTION)]
-    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    if odd := [type(m).__name__ for m in linears if type(m) is not nn.Linear]:
-        raise Unknown(f"a projection is a {odd[0]}")
-    if layer.self_attn.is_causal is not True:
+    if attention.is_causal is not True:
         raise Unknown("its attention is not causal")
-    for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-        _rms_norm(norm)
-    _activation(mlp.act_fn)
 
+    def linear(parent: str, name: str) -> Linear:
+        module = getattr(getattr(layer, parent), name)
+        if type(module) is not nn.Linear:
+            raise Unknown(f"{parent}.{name} is a {type(module).__name__}")
+        return Linear(f"{path}.{parent}.{name}", module)
 
-def _layer(path: str, layer: nn.Module) -> Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    size = attention.head_dim
     return Layer(
         norm1=_rms_norm(layer.input_layernorm),
-        qkv=_linears(f"{path}.self_attn", attention, "q_proj", "k_proj", "v_proj"),
-        shape=Shape(
-            attention.q_proj.out_features // size, attention.k_proj.out_features // size, size
-        ),
+        q=linear("self_attn", "q_proj"),
+        k=linear("self_attn", "k_proj"),
+        v=linear("self_attn", "v_proj"),
+        head_size=attention.head_dim,
         head_norms=_head_norms(attention),
         scale=attention.scaling,
-        o=_linears(f"{path}.self_attn", attention, "o_proj"),
+        o=linear("self_attn", "o_proj"),
         norm2=_rms_norm(layer.post_attention_layernorm),
-        gate_up=_linears(f"{path}.mlp", mlp, "gate_proj", "up_proj"),
+        gate=linear("mlp", "gate_proj"),
+        up=linear("mlp", "up_proj"),
         activation=_activation(mlp.act_fn),
-        down=_linears(f"{path}.mlp", mlp, "down_proj"),
+        down=linear("mlp", "down_proj"),
     )
 
 
@@ -128,15 +115,6 @@ def _expect(module: nn.Module, names: set[str]) -> None:
     if found != names:
         odd = ", ".join(sorted(found ^ names))
         raise Unknown(f"{type(module).__name__} differs in {odd}")
-
-
-def _linears(path: str, parent: nn.Module, *names: str) -> Linears:
-    return Linears({f"{path}.{name}": getattr(parent, name) for name in names})
-
-
-def _paths(layer: Layer) -> frozenset[str]:
-    every = (layer.qkv, layer.o, layer.gate_up, layer.down)
-    return frozenset(path for linears in every for path in linears.columns)
 
 
 def _rms_norm(module: nn.Module) -> RmsNorm:
