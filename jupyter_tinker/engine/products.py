@@ -7,6 +7,8 @@ the products has a gradient.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -38,4 +40,16 @@ def cross(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _has_onednn(x: torch.Tensor) -> bool:
     usable = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-    return usable and torch.backends.mkldnn.is_available()
+    return usable and _onednn_multiplies()
+
+
+@cache
+def _onednn_multiplies() -> bool:
+    """Whether this build of torch has the products that are used here."""
+    x, weight = torch.ones(2, 3), torch.ones(3, 2)
+    try:
+        y = torch.ops.mkldnn._linear_pointwise(x, weight.t(), None, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight.t(), None, "add")
+    except (AttributeError, RuntimeError):
+        return False
+    return bool((y == 6).all())

@@ -16,10 +16,11 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jupyter_tinker.engine import losses, train
+from jupyter_tinker.engine import losses, products, train
 from jupyter_tinker.engine.adamw import AdamW
 from jupyter_tinker.engine.adapter import Adapter
 from jupyter_tinker.engine.base_model import BaseModel
+from jupyter_tinker.engine.batch import fill
 from jupyter_tinker.engine.engine import Engine
 from jupyter_tinker.engine.fast import decoder, structure
 from jupyter_tinker.engine.placement import Placement
@@ -167,6 +168,29 @@ def assert_same(run: Run, request: Batch, tokens: int = 1000) -> None:
     size = float(torch.linalg.vector_norm(wanted))
     assert float(torch.linalg.vector_norm(gradient - wanted)) <= 2e-4 * size + 1e-7
     assert got.loss_sum == pytest.approx(expected.loss_sum, rel=1e-3, abs=1e-3)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 90))
+def test_microbatches_hold_every_sequence_once_within_their_bound(
+    lengths: list[int], most: int
+) -> None:
+    filled = fill(lengths, most)
+    assert sorted(i for members in filled for i in members) == list(range(len(lengths)))
+    assert all(len(m) == 1 or sum(lengths[i] for i in m) <= most for m in filled)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_products_are_what_they_say(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_onednn_multiplies", lambda: onednn)
+    torch.manual_seed(0)
+    x, y, weight, bias = (torch.randn(s) for s in ((7, 5), (7, 3), (3, 5), (3,)))
+    plus = torch.randn(7, 3)
+    exact = (x.double() @ weight.double().T + bias.double() + plus.double()).float()
+    torch.testing.assert_close(products.linear(x, weight, bias, plus.clone()), exact)
+    torch.testing.assert_close(products.linear(x, weight), x @ weight.T)
+    torch.testing.assert_close(products.matmul(y, weight, x), y @ weight + x)
+    torch.testing.assert_close(products.cross(y, x), y.T @ x)
+    assert products.linear(x[:0], weight).shape == (0, 3)
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .. import memory
 from ..base_model import BaseModel
 from .decoder import Decoder
 from .layer import HeadNorms, Layer
@@ -28,7 +29,6 @@ _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _ROTARY_KINDS = {"default", "linear", "llama3", "yarn"}
 _CHECK_LENGTHS = (9, 5)
 _TOLERANCE = 1e-4
-
 
 _log = logging.getLogger("jupyter_tinker.engine")
 
@@ -60,6 +60,8 @@ def recognise(model: PreTrainedModel) -> Decoder:
         decoder = _decoder(model)
         _check(model, decoder)
     except (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and memory.ran_out(error):
+            raise
         raise Unknown(f"it cannot be computed so: {str(error)[:200]}") from error
     return decoder
 
