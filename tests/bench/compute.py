@@ -12,8 +12,8 @@ from tests.bench.noise import Noise
 from tests.bench.report import Report
 
 _RANK = 32
-_BLOCKS = 4
-_STEPS = 3
+_BLOCKS = 3
+_STEPS = 2
 
 
 def compute(model: Path, report: Report) -> None:
