@@ -18,11 +18,23 @@ _SMALLEST_EPS = 1e-38
 
 # float32 sums over millions of squares drift; sums over slices, then over their norms, do not.
 _NORM_SLICE = 1 << 14
+# What is updated at once, of weights and moments: it stays in a processor's caches, and what is
+# remembered of it needs no fresh pages.
+_STEP_SLICE = 1 << 18
+# A norm below is far from where its square is beyond float32.
+_SAFE = 1e18
 
 
 def norm(flat: torch.Tensor) -> float:
     """The global L2 norm."""
-    return float(torch.nn.utils.get_total_norm(flat.split(_NORM_SLICE)))
+    return float(_norm(flat))
+
+
+def _norm(flat: torch.Tensor) -> torch.Tensor:
+    whole = len(flat) // _NORM_SLICE * _NORM_SLICE
+    slices = torch.linalg.vector_norm(flat[:whole].view(-1, _NORM_SLICE), dim=1)
+    rest = torch.linalg.vector_norm(flat[whole:])
+    return torch.linalg.vector_norm(torch.cat([slices, rest[None]]))
 
 
 class AdamW:
@@ -33,20 +45,53 @@ class AdamW:
         self.square = torch.zeros_like(weights)  # exp_avg_sq
         self.count = torch.zeros((), device=weights.device)  # float32: what the fused kernel takes
 
-    def step(self, weights: torch.Tensor, gradients: torch.Tensor, params: AdamParams) -> float:
-        """Change `weights`; the size of the change. If that is not finite, or this raises, nothing
-        has changed."""
+    def step(
+        self, weights: torch.Tensor, gradients: torch.Tensor, params: AdamParams, scale: float = 1.0
+    ) -> float:
+        """Change `weights` by `scale` times `gradients`, whose norm is finite and which are left as
+        they are; the size of the change. If that is not finite, nothing has changed."""
+        if self._stays_finite(weights, gradients, params):
+            return self._step(weights, gradients, params, scale)
         state = (weights, self.mean, self.square, self.count)
         before = [tensor.clone() for tensor in state]
         size = math.nan
         try:
+            size = self._step(weights, gradients, params, scale)
+        finally:
+            if not math.isfinite(size):
+                for tensor, old in zip(state, before, strict=True):
+                    tensor.copy_(old)
+        return size
+
+    def _stays_finite(
+        self, weights: torch.Tensor, gradients: torch.Tensor, params: AdamParams
+    ) -> bool:
+        """Whether a bound shows that neither weights nor the size of the change get too large.
+
+        With m and g the largest of means and gradients, a step adds at most lr max(m, g) /
+        ((1 - beta1) eps). Squares were in the norm of the gradients, and that was finite.
+        """
+        weight, mean, gradient = map(_largest, (weights, self.mean, gradients))
+        change = params.learning_rate * max(mean, gradient) / ((1 - params.beta1) * params.eps)
+        reached = weight * (1 + params.learning_rate * params.weight_decay) + change
+        return reached * math.sqrt(len(weights)) < _SAFE
+
+    def _step(
+        self, weights: torch.Tensor, gradients: torch.Tensor, params: AdamParams, scale: float
+    ) -> float:
+        sizes = []
+        state = (weights, gradients, self.mean, self.square)
+        for own, gradient, mean, square in zip(
+            *(tensor.split(_STEP_SLICE) for tensor in state), strict=True
+        ):
+            before = own.clone()
             adamw(
-                [weights],
-                [gradients],
-                [self.mean],
-                [self.square],
+                [own],
+                [gradient * scale],
+                [mean],
+                [square],
                 [],
-                [self.count],
+                [self.count.clone()],
                 fused=True,
                 amsgrad=False,
                 maximize=False,
@@ -56,12 +101,14 @@ class AdamW:
                 eps=params.eps,
                 weight_decay=params.weight_decay,
             )
-            size = norm(weights - before[0])
-        finally:
-            if not math.isfinite(size):
-                for tensor, old in zip(state, before, strict=True):
-                    tensor.copy_(old)
-        return size
+            sizes.append(_norm(before.sub_(own)))
+        self.count += 1
+        return float(torch.linalg.vector_norm(torch.stack(sizes)))
+
+
+def _largest(flat: torch.Tensor) -> float:
+    smallest, largest = torch.aminmax(flat)
+    return max(-float(smallest), float(largest))
 
 
 def check(params: AdamParams) -> None:

@@ -120,12 +120,10 @@ def optim_step(run: Run, params: AdamParams) -> StepResult:
             f"the gradient norm is {norm}: these gradients were dropped, weights and optimizer are "
             f"as they were; scale the loss down or check its inputs",
         )
-    gradients = adapter.gradients
-    if params.grad_clip_norm > 0:
-        # As torch.nn.utils.clip_grad_norm_ does, but the accumulated gradients stay whole until
-        # the step has succeeded.
-        gradients = gradients * min(1.0, params.grad_clip_norm / (norm + 1e-6))
-    update_norm = run.optimizer.step(adapter.weights, gradients, params)
+    scale = 1.0
+    if params.grad_clip_norm > 0:  # as torch.nn.utils.clip_grad_norm_ does
+        scale = min(1.0, params.grad_clip_norm / (norm + 1e-6))
+    update_norm = run.optimizer.step(adapter.weights, adapter.gradients, params, scale)
     run.zero_grad()
     if not math.isfinite(update_norm):
         return StepResult(
