@@ -96,8 +96,17 @@ def datums(batch: list[Sequence]) -> list[types.Datum]:
 
 def engine_peak_mib(server: Server) -> float:
     """The most memory that the engine's process has had resident."""
+    return _engine_mib(server, "VmHWM")
+
+
+def engine_mib(server: Server) -> float:
+    """What it has resident now."""
+    return _engine_mib(server, "VmRSS")
+
+
+def _engine_mib(server: Server, field: str) -> float:
     lines = Path(f"/proc/{server.engine_pid()}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def rss_mib(server: Server) -> float:

@@ -35,10 +35,10 @@ class _RunHandler(APIHandler):
         events: Events = self.settings["tinker_service"].events
         session = uuid.uuid4().hex
         run = f"{session}:train:0"
-        await events._db.call(lambda db: _add_run(db, session, run))
+        await events._db.call(lambda db: add_run(db, session, run))
         for first in range(1, steps + 1, _PART):
             numbers = range(first, min(first + _PART, steps + 1))
-            await events._db.call(lambda db, numbers=numbers: _add_steps(db, run, numbers))
+            await events._db.call(lambda db, numbers=numbers: add_steps(db, run, numbers))
         await events.emit(run, "run_created")
         self.finish(json.dumps({"run": run}))
 
@@ -57,7 +57,7 @@ class _TrainHandler(APIHandler):
         self.finish(json.dumps({"step": first + made}))
 
 
-def _add_run(db: Session, session: str, run: str) -> None:
+def add_run(db: Session, session: str, run: str) -> None:
     now = time.time()
     db.add(SessionRow(id=session, created_at=now, owner="bench", sdk_version="", tags=[]))
     db.flush()
@@ -77,7 +77,7 @@ def _add_run(db: Session, session: str, run: str) -> None:
     )
 
 
-def _add_steps(db: Session, run: str, numbers: range) -> None:
+def add_steps(db: Session, run: str, numbers: range) -> None:
     columns = [column.name for column in StepRow.__table__.columns if column.name != "id"]
     rows = [_step(run, number) for number in numbers]
     db.execute(insert(StepRow), [{name: getattr(row, name) for name in columns} for row in rows])

@@ -34,7 +34,7 @@ def sampling(model: Path, report: Report) -> None:
             report.patience.wait()
             with Noise() as noise:
                 rates = [16 * _NEW / _sample(sampler, prompts[:1], 16, _NEW) for _ in range(3)]
-            what, goal = f"16 x {_NEW} from {_PROMPT} tokens, {name}", ">= 250"
+            what, goal = f"16 x {_NEW} from {_PROMPT} tokens, {name}", ">= 256"
             report.add("sampling", what, rates, "tok/s", goal=goal, others=noise.cores)
         with Noise() as noise:
             alone = [_sample(base, [prompt], 1, _NEW) for prompt in prompts[:4]]
