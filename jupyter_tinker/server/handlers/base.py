@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from collections.abc import Callable
@@ -71,7 +72,8 @@ class TinkerHandler(APIHandler):
     auth_resource = "tinker"
 
     def initialize(self) -> None:
-        self._chunks: list[bytes] = []
+        # Put together as it comes in: all at the end would hold up everybody else for as long.
+        self._body = io.BytesIO()
         self._received = 0
         self.key_name: str | None = None  # of the Tinker key that was used, if one was
 
@@ -154,9 +156,9 @@ class TinkerHandler(APIHandler):
     def data_received(self, chunk: bytes) -> None:
         self._received += len(chunk)
         if self._finished or self._received > self.extension.max_body_bytes:
-            self._chunks.clear()
+            self._body = io.BytesIO()
         else:
-            self._chunks.append(chunk)
+            self._body.write(chunk)
 
     def too_large(self) -> web.HTTPError:
         limit = self.extension.max_body_bytes
@@ -171,7 +173,7 @@ class TinkerHandler(APIHandler):
         """The body as it was sent. Raises 413 if it was too large to be kept."""
         if self._received > self.extension.max_body_bytes:
             raise self.too_large()
-        return b"".join(self._chunks)
+        return self._body.getvalue()
 
     async def parse(self, model: type[M]) -> M:
         """The JSON body, read. Raises `BadRequest`."""

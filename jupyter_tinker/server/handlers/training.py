@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 from functools import partial
 
@@ -107,16 +108,15 @@ class ForwardBackwardHandler(RequestHandler):
         """One zstd frame. What it says of its own size is not believed: it is read in slices whose
         content is bounded (a block of 128 KiB takes 4 bytes at least), up to the limit."""
         frame = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
-        parts: list[bytes] = []
+        whole = io.BytesIO()
         room = self.extension.max_body_bytes
         try:
             for start in range(0, len(body), _SLICE):
-                parts.append(frame.decompress(body[start : start + _SLICE]))
-                room -= len(parts[-1])
+                room -= whole.write(frame.decompress(body[start : start + _SLICE]))
                 if room < 0:
                     raise self.too_large()
                 if frame.eof:
-                    return b"".join(parts)
+                    return whole.getvalue()
         except zstandard.ZstdError as error:
             raise tinker.BadRequest(f"The body is not valid zstd: {error}.") from None
         raise tinker.BadRequest("The zstd body ends too early; was it cut short?")
