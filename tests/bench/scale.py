@@ -178,8 +178,8 @@ def _small(model: Path, folder: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=json.loads((model / "config.json").read_text())["vocab_size"],
-        hidden_size=16,
-        intermediate_size=32,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
