@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from filelock import FileLock
 from playwright.sync_api import Locator, Page, expect
 
 from tests.servers import Server
@@ -64,9 +66,20 @@ print("the loop is over")
 
 def chromium() -> tuple[str | None, str]:
     """Where a Chromium is (None: where playwright keeps its own), and where it came from."""
+    # Of the tests' processes one installs it, and the others wait: apt refuses to work for two.
+    name = f"jupyter-tinker-chromium-{os.getuid()}.lock"
+    with FileLock(Path(tempfile.gettempdir()) / name):
+        return _find_chromium() or _install_chromium()
+
+
+def _find_chromium() -> tuple[str, str] | None:
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found, "the path"
+    return None
+
+
+def _install_chromium() -> tuple[str | None, str]:
     if os.geteuid() == 0 and shutil.which("apt-get"):
         subprocess.run(["apt-get", "update", "-qq"], check=False)
         done = subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], check=False)
