@@ -95,7 +95,8 @@ class TinkerKernel(IPythonKernel):
 
         self.engine.report = Sparing(tell)
         self._cell_runs, self._operates = False, True
-        reply = _reply(content, lambda: self.engine.perform(ops.decode(content, buffers)))
+        with self._settings.training():
+            reply = _reply(content, lambda: self.engine.perform(ops.decode(content, buffers)))
         self._operates = False
         seconds = time.perf_counter() - started
         if isinstance(reply, Future):
@@ -126,12 +127,12 @@ class TinkerKernel(IPythonKernel):
     # Between cells and operations
 
     def pre_handler_hook(self) -> None:
-        if not self._is_operation(self.get_parent("shell")):
+        if self._is_persons(self.get_parent("shell")):
             self._settings.enter()
 
     def post_handler_hook(self) -> None:
         self._cell_runs = False
-        if not self._is_operation(self.get_parent("shell")):
+        if self._is_persons(self.get_parent("shell")):
             signal.signal(signal.SIGINT, self._on_interrupt)
             self._view._tracer.tidy()
             self._settings.leave()
@@ -164,6 +165,12 @@ class TinkerKernel(IPythonKernel):
     @staticmethod
     def _is_operation(message: dict[str, Any]) -> bool:
         return message.get("header", {}).get("msg_type") == ops.REQUEST
+
+    @staticmethod
+    def _is_persons(message: dict[str, Any]) -> bool:
+        """Whether it may run a person's code. The server asks for the kernel's info, too."""
+        kind = message.get("header", {}).get("msg_type")
+        return kind not in (ops.REQUEST, "kernel_info_request", "connect_request")
 
 
 def _reply(content: dict[str, Any], work: Callable[[], Answer | Future[Answer]]) -> Any:

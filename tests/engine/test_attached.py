@@ -55,6 +55,25 @@ engine.delta_norms(run); engine.memory(); engine
 mode = torch.inference_mode(); mode.__enter__()
 autocast = torch.autocast("cpu", torch.bfloat16); autocast.__enter__()
 """,
+    # What goes on behind its cell, before and during operations.
+    """
+import asyncio, torch
+async def behind():
+    await asyncio.sleep(0)
+    torch.set_num_threads(7)
+    torch.set_default_dtype(torch.float64)
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        await asyncio.sleep(60)
+task = asyncio.create_task(behind())
+""",
+    """
+import asyncio, torch
+async def also_behind():
+    with torch.inference_mode():
+        await asyncio.sleep(60)
+also = asyncio.create_task(also_behind())
+again = asyncio.get_running_loop().call_later(0.01, torch.set_grad_enabled, False)
+""",
     "raise ValueError('of a person')",
     "import asyncio\nawait asyncio.sleep(0.01)",
     "%reset -f",
