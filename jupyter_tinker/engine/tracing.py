@@ -74,7 +74,8 @@ class Tracer:
     def hidden(
         self, base: BaseModel, adapter: Adapter | None, tokens: Sequence[int], layer: int
     ) -> torch.Tensor:
-        """(T,) tokens -> (T, H), what a layer hands on, computed as training computes it."""
+        """(T,) tokens -> (T, H), what a layer hands on: to the last bit as training has it, or up
+        to rounding where `fast` trains in the place of transformers."""
         path = layers(base)[layer]
         with self._changed(base, adapter), torch.no_grad():
             taken = self._take_from(base.model.get_submodule(path))
