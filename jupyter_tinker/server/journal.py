@@ -133,16 +133,26 @@ class Journal:
         return await self._db.call(lambda db: db.get(RunRow, run_id))
 
     async def runs(
-        self, limit: int, offset: int, session_id: str | None = None, project_id: str | None = None
+        self,
+        limit: int,
+        offset: int,
+        session_id: str | None = None,
+        project_id: str | None = None,
+        *,
+        live: bool = False,
     ) -> tuple[list[RunRow], int]:
-        """A page of runs, newest first, and how many there are."""
+        """A page of runs, newest first, and how many there are. `live`: of those that have not
+        ended, the one that was asked for something last first."""
         chosen = []
+        if live:
+            chosen += [RunRow.ended.is_(None), RunRow.copied_from.is_(None)]
         if session_id is not None:
             chosen.append(RunRow.session_id == session_id)
         if project_id is not None:
             sessions = select(SessionRow.id).where(in_projects([project_id]))
             chosen.append(RunRow.session_id.in_(sessions))
-        query = select(RunRow).where(*chosen).order_by(RunRow.created_at.desc(), RunRow.id.desc())
+        time = RunRow.last_request_at if live else RunRow.created_at
+        query = select(RunRow).where(*chosen).order_by(time.desc(), RunRow.id.desc())
 
         def work(db: Session) -> tuple[list[RunRow], int]:
             total = db.scalar(select(func.count()).select_from(RunRow).where(*chosen)) or 0

@@ -89,7 +89,13 @@ class Server {
   async get<T>(path: string): Promise<T> {
     this.asked.push(path);
     if (path === "status") return ENGINE as T;
-    return { runs: structuredClone(this.runs), total: this.runs.length, steps: [] } as T;
+    const { pathname, searchParams: asked } = new URL(path, "http://server");
+    const named = this.runs.find(({ run_id }) => pathname === `/runs/${run_id}`);
+    if (named) return structuredClone(named) as T;
+    const live = asked.get("live") === "1";
+    const found = this.runs.filter((run) => !live || run.ended === null);
+    const runs = structuredClone(found.slice(0, Number(asked.get("limit"))));
+    return { runs, total: found.length, steps: [] } as T;
   }
 }
 
@@ -181,6 +187,51 @@ describe("the board", () => {
     await settle();
     await board.refresh();
     expect(board.newest!.run_id).toBe("a");
+  });
+});
+
+describe("a run that lives behind fifty that have ended", () => {
+  const ended = Array.from({ length: 60 }, (_, n) => ({
+    ...LISTED,
+    run_id: `ended-${n}`,
+    created_at: 5000 - n,
+    ended: "its session is over",
+  }));
+  const server = new Server();
+  const stream = { connection: "live" as const, problem: null, subscribe: () => () => {} };
+  let board: Board;
+
+  beforeEach(async () => {
+    server.runs = [...ended, LISTED];
+    board = new Board(server as unknown as Transport, stream, DEFAULTS);
+    await board.refresh();
+  });
+
+  afterEach(() => board.dispose());
+
+  test("is shown, once, and steered", async () => {
+    expect(board.runs.map(({ run_id }) => run_id)).toEqual([
+      ...ended.slice(0, 50).map(({ run_id }) => run_id),
+      "a",
+    ]);
+    expect(board.newest!.run_id).toBe("a");
+    expect(board.steerable(null)).toBe(true);
+    expect((await board.toSteer(null))!.run_id).toBe("a");
+    board.showMore();
+    await board.refresh();
+    expect(board.runs).toHaveLength(61);
+    board.heard(stepEvent(3));
+    expect(board.find("a")!.last_step!.step).toBe(3);
+  });
+
+  test("and one that is not listed at all is asked for by its name", async () => {
+    const far = { ...LISTED, run_id: "far", created_at: 1 };
+    server.runs = [...server.runs, far];
+    expect(board.find("far")).toBeNull();
+    expect(board.steerable("far")).toBe(true);
+    expect(await board.toSteer("far")).toEqual(far);
+    expect(await board.toSteer("ended-55")).toBeNull();
+    expect(board.steerable("ended-1")).toBe(false);
   });
 });
 

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 from tornado.httpclient import HTTPClientError
 
-from jupyter_tinker.server.schema import PayloadRow
+from jupyter_tinker.server.schema import PayloadRow, RunRow
 from jupyter_tinker.server.service import TinkerService
 from tests.server.one_service import RUN, SESSION, Client, add_session
 from tests.server.stored import Fetch
@@ -58,6 +58,38 @@ async def test_a_run_says_what_it_does_and_how_it_is_steered(client: Client, ste
     assert (controls["paused_because"], controls["changed_by"]) == ("jupyter paused it", "jupyter")
     (listed,) = (await steer())[1]["runs"]
     assert (listed["state"], listed["controls"]) == ("paused", controls)
+
+
+async def test_a_live_run_is_found_behind_any_number_that_have_ended(
+    client: Client, jp_fetch: Any, service: TinkerService
+) -> None:
+    def add(db: Any) -> None:
+        row = db.get(RunRow, RUN)
+        values = {column.name: getattr(row, column.name) for column in RunRow.__table__.columns}
+        for n in range(1, 60):
+            values |= {"id": f"{SESSION}:train:{n}", "created_at": row.created_at + n}
+            db.add(RunRow(**values))
+        db.execute(update(RunRow).where(RunRow.id != RUN).values(ended="over"))
+        copy = {**values, "id": "copy", "copied_from": "tinker://x", "ended": None}
+        db.add(RunRow(**copy))
+
+    service._database.run(add)
+
+    async def listed(**params: Any) -> tuple[list[str], int]:
+        answer = json.loads((await jp_fetch("tinker", "runs", params=params)).body)
+        return [run["run_id"] for run in answer["runs"]], answer["total"]
+
+    newest, total = await listed(limit=50)
+    assert RUN not in newest
+    assert (len(newest), total) == (50, 61)
+    assert await listed(limit=50, live=1) == ([RUN], 1)
+    assert (await listed(limit=2, live=0))[1] == 61
+    await client.create(100)
+    other = f"{SESSION}:train:100"
+    assert (await listed(live=1))[0] == [other, RUN]
+    client.run, client.seq_id = RUN, 6
+    await client.step(7)
+    assert (await listed(live=1))[0] == [RUN, other], "the one that trains comes first"
 
 
 async def test_a_run_tells_the_tags_of_its_session(

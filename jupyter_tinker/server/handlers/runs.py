@@ -108,7 +108,8 @@ class RunsHandler(TinkerHandler):
     async def get(self) -> None:
         limit = self.int_argument("limit", 100, 1000)
         offset = self.int_argument("offset", 0, 2**31)
-        rows, total = await self.service.journal.runs(limit, offset)
+        live = self.int_argument("live", 0, 1) == 1
+        rows, total = await self.service.journal.runs(limit, offset, live=live)
         last = await self.service.journal.last_steps([row.id for row in rows])
         tags = await self.service.journal.tags(list({row.session_id for row in rows}))
         runs = [run_json(self.service, row, last.get(row.id), tags) for row in rows]

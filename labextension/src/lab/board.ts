@@ -11,11 +11,17 @@ import type { ListedRun, Status } from "./types.js";
 const SOON = 100;
 const GATHER = 200; // between two drawings of what came by the stream
 const PAGE = 50;
+const LIVE = 100; // that are shown however old they are, those that were asked last
+
+interface Page {
+  runs: ListedRun[];
+  total: number;
+}
 
 type Stream = Pick<Feed, "connection" | "problem" | "subscribe">;
 
 export class Board {
-  /** Newest first; the newest `PAGE`, and more when they are asked for. */
+  /** Newest first; the newest `PAGE`, more when they are asked for, and older ones that live. */
   runs: ListedRun[] = [];
   /** How many there are. */
   total = 0;
@@ -63,6 +69,21 @@ export class Board {
     return this.runs.find((run) => run.run_id === id) ?? null;
   }
 
+  /** Whether a run, or without an id the newest, may be one to steer, as far as is known here. */
+  steerable(id: string | null): boolean {
+    const run = id === null ? this.newest : this.find(id);
+    return run === null ? id !== null : run.ended === null;
+  }
+
+  /** That run, also one that is behind those that are known here; null if it has ended. Rejects as
+   * the transport does. */
+  async toSteer(id: string | null): Promise<ListedRun | null> {
+    if (id === null) return this.newest;
+    const path = `runs/${encodeURIComponent(id)}`;
+    const run = this.find(id) ?? (await this.transport.get<ListedRun>(path));
+    return run.ended === null ? run : null;
+  }
+
   subscribe(listener: () => void): () => void {
     this.listeners.add(listener);
     return () => this.listeners.delete(listener);
@@ -94,16 +115,18 @@ export class Board {
 
   async refresh(): Promise<void> {
     try {
-      const [page, status] = await Promise.all([
-        this.transport.get<{ runs: ListedRun[]; total: number }>(`runs?limit=${this.limit}`),
+      const [page, living, status] = await Promise.all([
+        this.transport.get<Page>(`runs?limit=${this.limit}`),
+        this.transport.get<Page>(`runs?live=1&limit=${LIVE}`),
         this.transport.get<Status>("status"),
       ]);
-      for (const run of page.runs) {
+      const runs = merged(page.runs, living.runs);
+      for (const run of runs) {
         // A step may have come by the stream while the answer was under way.
         const known = this.find(run.run_id)?.last_step;
         if (known && known.id > (run.last_step?.id ?? 0)) run.last_step = known;
       }
-      [this.runs, this.total, this.status] = [page.runs, page.total, status];
+      [this.runs, this.total, this.status] = [runs, page.total, status];
       this.changed();
     } catch {
       // The stream tells that the server is gone, and when it is there again.
@@ -142,4 +165,11 @@ export class Board {
     this.drawing = undefined;
     for (const listener of this.listeners) listener();
   }
+}
+
+/** A page of runs, and behind it those that live and are older than all of it. */
+function merged(page: ListedRun[], living: ListedRun[]): ListedRun[] {
+  const known = new Set(page.map((run) => run.run_id));
+  const older = living.filter((run) => !known.has(run.run_id));
+  return [...page, ...older].sort((one, other) => other.created_at - one.created_at);
 }

@@ -23,25 +23,33 @@ class Steerer {
     private readonly dashboards: IDashboards,
   ) {}
 
-  /** The run that a command is about: the one that is named, is in view, or started last. */
-  run(named?: unknown): ListedRun | null {
+  /** The run that a command is about: the one that is named, or is in view; null: the one that
+   * started last. Never another in the place of one that has ended. */
+  id(named?: unknown): string | null {
+    return typeof named === "string" ? named : this.dashboards.current;
+  }
+
+  enabled(named?: unknown): boolean {
+    return this.tinker.board.steerable(this.id(named));
+  }
+
+  paused(named?: unknown): boolean {
     const { board } = this.tinker;
-    const id = typeof named === "string" ? named : this.dashboards.current;
-    // Never another in the place of one that has ended.
+    const id = this.id(named);
     const run = id === null ? board.newest : board.find(id);
-    return run?.ended === null ? run : null;
+    return run?.controls.paused ?? false;
   }
 
   /** Change its controls from what they are at the server, and say what came of it. */
   async change(named: unknown, change: Change): Promise<void> {
-    const run = this.run(named);
-    if (run === null) {
-      Notification.info("There is no run to steer: it has ended, or none has begun.", BRIEF);
-      return;
-    }
-    const path = `runs/${encodeURIComponent(run.run_id)}/controls`;
     const { transport, board } = this.tinker;
     try {
+      const run = await board.toSteer(this.id(named));
+      if (run === null) {
+        Notification.info("There is no run to steer: it has ended, or none has begun.", BRIEF);
+        return;
+      }
+      const path = `runs/${encodeURIComponent(run.run_id)}/controls`;
       const fields = change(await transport.get<ListedRun["controls"]>(path));
       const after = await transport.post<ListedRun["controls"]>(path, fields);
       // A pause is told of by its event.
@@ -61,18 +69,17 @@ class Steerer {
 
 function addSteering(app: JupyterFrontEnd, tinker: ITinker, dashboards: IDashboards): void {
   const steerer = new Steerer(tinker, dashboards);
-  const paused = (run: unknown) => steerer.run(run)?.controls.paused ?? false;
   const add = (name: string, label: string, caption: string, change: Change) =>
     app.commands.addCommand(name, {
       label,
       caption,
-      isEnabled: ({ run }) => steerer.run(run) !== null,
+      isEnabled: ({ run }) => steerer.enabled(run),
       execute: ({ run }) => steerer.change(run, change),
     });
   app.commands.addCommand(Names.togglePause, {
-    label: ({ run }) => (paused(run) ? "Resume the Current Run" : "Pause the Current Run"),
+    label: ({ run }) => (steerer.paused(run) ? "Resume the Current Run" : "Pause the Current Run"),
     caption: "The run whose dashboard is in view, else the one that started last",
-    isEnabled: ({ run }) => steerer.run(run) !== null,
+    isEnabled: ({ run }) => steerer.enabled(run),
     execute: ({ run, paused: wanted }) =>
       steerer.change(run, (controls) => ({
         paused: typeof wanted === "boolean" ? wanted : !controls.paused,
@@ -88,8 +95,7 @@ function addSteering(app: JupyterFrontEnd, tinker: ITinker, dashboards: IDashboa
   );
   let shown = "";
   tinker.board.subscribe(() => {
-    const run = steerer.run();
-    const now = `${run?.run_id} ${run?.controls.paused}`;
+    const now = `${steerer.id()} ${steerer.enabled()} ${steerer.paused()}`;
     if (now === shown) return;
     shown = now;
     for (const name of [Names.togglePause, Names.halve, Names.double, Names.reset]) {
