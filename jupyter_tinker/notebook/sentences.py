@@ -28,6 +28,10 @@ def words(event: dict[str, Any]) -> str:
         case "run_revived":
             replayed = data.get("replayed")
             return f"revived in {data.get('seconds', 0):.1f} s; {replayed} operations made again"
+        case "run_ended" if data.get("failed"):
+            return f"could not be created: {data.get('error')}"
+        case "request_failed":
+            return f"{data.get('request')} number {data.get('seq_id')} failed: {data.get('error')}"
         case "lr_find_started":
             return f"a sweep over learning rates began on a copy{by}"
         case "lr_find_done":

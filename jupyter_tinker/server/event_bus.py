@@ -23,6 +23,7 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
         "run_ended",
         "run_unloaded",
         "run_revived",
+        "request_failed",
         "rewound",
         "forked",
         "checkpoint_saved",

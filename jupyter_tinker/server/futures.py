@@ -34,6 +34,12 @@ def failure(message: str, category: Category) -> Result:
     return Result(body, failed=True)
 
 
+def told(failed: Result) -> dict[str, str]:
+    """What a failed future says: `error`, a sentence, and `category`."""
+    said: dict[str, str] = json.loads(failed.body)
+    return said
+
+
 def new_id() -> str:
     """An id for a request."""
     return uuid.uuid4().hex

@@ -143,7 +143,7 @@ class Journal:
     ) -> tuple[list[RunRow], int]:
         """A page of runs, newest first, and how many there are. `live`: of those that have not
         ended, the one that was asked for something last first."""
-        chosen = []
+        chosen: list[ColumnElement[bool]] = []
         if live:
             chosen += [RunRow.ended.is_(None), RunRow.copied_from.is_(None)]
         if session_id is not None:

@@ -22,7 +22,7 @@ from .backlog import Work
 from .checkpoints import UnknownCheckpoint
 from .custom_losses import CustomLosses
 from .events import Events
-from .futures import Futures, Request, failure, success
+from .futures import Futures, Request, failure, success, told
 from .history import BOUNDARIES, LOADS, HistoryGone, operation
 from .journal import PROTOBUF_TYPE, Journal, Result
 from .outcome import Change, Outcome
@@ -170,15 +170,26 @@ class Trainer:
         if run.ended is None and request.seq_id == 0:
             reason = "This run could not be created."
             run.end(reason)
-            return Outcome(outcome.result, records=[partial(self._record_end, run, reason)])
+            error = told(outcome.result)["error"]
+            ends = partial(self._record_end, run, reason, error)
+            return Outcome(outcome.result, records=[ends])
+        if run.ended is None:
+            outcome = replace(outcome, records=[self._told_of(run, request, outcome.result)])
         if run.ended is None and request.kind == "forward_backward" and not request.forward_only:
             reason = f"forward_backward number {request.seq_id} before it failed"
-            return Outcome(outcome.result, _spoil(run, Spoiled(reason, skips=False)))
+            return replace(outcome, change=_spoil(run, Spoiled(reason, skips=False)))
         return outcome
 
-    def _record_end(self, run: Run, reason: str, db: Session) -> None:
+    def _told_of(self, run: Run, request: Request, failed: Result) -> Work:
+        kind, said = "forward" if request.forward_only else request.kind, told(failed)
+        return partial(
+            self._events.record, run_id=run.id, kind="request_failed", step=run.step,
+            request=kind, seq_id=request.seq_id, error=said["error"], category=said["category"],
+        )  # fmt: skip
+
+    def _record_end(self, run: Run, reason: str, error: str, db: Session) -> None:
         db.execute(update(RunRow).where(RunRow.id == run.id).values(ended=reason))
-        self._events.record(db, run.id, "run_ended", reason=reason)
+        self._events.record(db, run.id, "run_ended", reason=reason, failed=True, error=error)
 
     def _complete(self, run: Run, request: Request, outcome: Outcome) -> None:
         """Let the run's state move on, in memory and in the journal."""

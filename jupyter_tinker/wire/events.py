@@ -13,6 +13,7 @@ Kind = Literal[
     "run_ended",
     "run_unloaded",
     "run_revived",
+    "request_failed",
     "control_changed",
     "paused",
     "resumed",

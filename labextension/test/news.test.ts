@@ -32,6 +32,26 @@ test("a reason names the run as shortly as the rest does", () => {
   expect(news!.text).toBe("Run 3b84f8e2:0 has ended at step 5. 3b84f8e2:0 is over.");
 });
 
+test("a run that could not be created is an error, which stays, and not an end", () => {
+  const data = { reason: "This run could not be created.", failed: true, error: `no ${RUN}` };
+  const news = new Newsroom().news(of(1, "run_ended", data), 0);
+  expect(news).toMatchObject({ kind: "failed", type: "error", resumable: false });
+  expect(news!.text).toBe("Run 3b84f8e2:0 could not be created: no 3b84f8e2:0");
+});
+
+test("a request that failed is told of once, until the run steps", () => {
+  const room = new Newsroom();
+  const failed = (id: number, error: string) =>
+    room.news(of(id, "request_failed", { request: "forward_backward", seq_id: id, error }), 0);
+  expect(failed(1, "too long")).toMatchObject({ kind: "failed", type: "error", run: RUN });
+  expect(failed(2, "too long")).toBeNull();
+  expect(failed(3, "no weights")!.text).toBe(
+    "Run 3b84f8e2:0: forward_backward failed at step 5: no weights",
+  );
+  room.news(of(4, "step"), 0);
+  expect(failed(5, "no weights")).not.toBeNull();
+});
+
 test("a step that is skipped pauses nothing", () => {
   const news = new Newsroom().news(of(1, "guard", { reason: "nan", paused: false }), 0);
   expect(news).toMatchObject({ kind: "diverged", type: "warning", resumable: false });

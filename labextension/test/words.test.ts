@@ -20,6 +20,12 @@ test("a change of controls says what is changed, and only that", () => {
   const after = { learning_rate_scale: 0.5, grad_clip_norm: 0.25 };
   const changed = event(1, "control_changed", { before, after });
   expect(label(changed)).toBe("LR ×0.5, clip 0.25");
+  expect(
+    sentence(event(2, "request_failed", { request: "optim_step", seq_id: 4, error: "No." })),
+  ).toBe("Step 5: optim_step number 4 failed: No.");
+  expect(sentence(event(3, "run_ended", { failed: true, error: "No model." }, null))).toBe(
+    "the run could not be created: No model.",
+  );
   expect(sentence(changed)).toBe("Step 5: LR ×0.5, clip 0.25 by ada");
   const back = event(2, "control_changed", { before: after, after: before });
   expect(label(back)).toBe("LR as asked, clip as asked");

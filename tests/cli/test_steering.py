@@ -338,6 +338,16 @@ def test_lines_that_nobody_reads_any_more(named: Stub, watcher: subprocess.Popen
             {"seconds": 1.234, "replayed": 5},
             "revived in 1.2 s; 5 operations made again",
         ),
+        (
+            "request_failed",
+            {"request": "optim_step", "seq_id": 4, "error": "No.", "category": "user"},
+            "optim_step number 4 failed: No.",
+        ),
+        (
+            "run_ended",
+            {"reason": "It could not.", "failed": True, "error": "No model."},
+            "could not be created: No model.",
+        ),
         ("run_unloaded", {}, "not in memory any more; it is brought back when it is needed"),
         ("history_trimmed", {"bytes": 5}, 'history trimmed by ada: {"bytes": 5}'),
         ("of a later version", {}, "of a later version by ada"),

@@ -382,6 +382,44 @@ def test_a_step_whose_batch_was_refused_fails(tmp_path: Path) -> None:
     story(tell, tmp_path)
 
 
+def test_what_failed_is_told_to_who_watches(tmp_path: Path) -> None:
+    async def tell(stage: Stage) -> None:
+        refused = await stage.ask(forward_backward(1, BAD))
+        await stage.ask(optim_step())  # not done because of that, which was told
+        await stage.step(3)
+        await stage.ask(forward_backward(1, BAD, only=True))
+        wrong = await stage.ask(ask("optim_step"))
+        told = await stage.events("request_failed")
+        said = [(event.data["request"], event.data["seq_id"], event.step) for event in told]
+        assert said == [("forward_backward", 1, 0), ("forward", 5, 1), ("optim_step", 6, 1)]
+        errors = [(event.data["error"], event.data["category"]) for event in told]
+        assert errors[0] == (refused["error"], refused["category"])
+        assert errors[2] == (wrong["error"], "user")
+        assert {event.run_id for event in told} == {RUN}
+
+    story(tell, tmp_path)
+
+
+def test_a_run_that_could_not_be_created_ends_as_failed(tmp_path: Path) -> None:
+    async def tell(stage: Stage) -> None:
+        def refuse(op: ops.Op) -> None:
+            if isinstance(op, ops.CreateRun):
+                raise OpError("there is no such model", "server")
+
+        stage.engine.before = refuse
+        answer = await stage.create(1)
+        assert answer["error"] == "there is no such model"
+        (ended,) = await stage.events("run_ended")
+        reason = "This run could not be created."
+        assert ended.data == {"reason": reason, "failed": True, "error": answer["error"]}
+        assert await stage.events("request_failed") == []
+        stage.engine.before = lambda op: None
+        assert "error" in await stage.ask(forward_backward(1)), "it has ended"
+        assert await stage.events("request_failed") == []
+
+    story(tell, tmp_path)
+
+
 # Rewinding
 
 

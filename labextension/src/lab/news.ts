@@ -23,6 +23,8 @@ export function shortName(run: string): string {
 export class Newsroom {
   /** Why a guard paused a run: the pause itself is no news then. */
   private readonly alarms = new Map<string, string>();
+  /** Why a run's last request failed, until it steps: a client that tries again is no news. */
+  private readonly failures = new Map<string | null, string>();
 
   /** Null for what is none; `began` is when this page was opened, by the server's clock. */
   news(event: TinkerEvent, began: number): News | null {
@@ -33,8 +35,9 @@ export class Newsroom {
   private read(event: TinkerEvent): News | null {
     const { run_id: run, data } = event;
     const name = shortName(run ?? "");
-    const told = String(data.reason ?? "");
-    const reason = run === null ? told : told.replaceAll(run, name);
+    const short = (text: unknown) =>
+      run === null ? String(text ?? "") : String(text ?? "").replaceAll(run, name);
+    const [reason, error] = [short(data.reason), short(data.error)];
     const who = `Run ${name}`;
     const at = event.step === null ? "" : ` at step ${event.step}`;
     const made = (kind: Notice, type: News["type"], text: string): News => {
@@ -53,7 +56,16 @@ export class Newsroom {
           return null;
         }
         return made("paused", "warning", `${who} is paused${at}: ${reason}`);
+      case "step":
+        this.failures.delete(run);
+        return null;
+      case "request_failed":
+        if (this.failures.get(run) === error) return null;
+        this.failures.set(run, error);
+        return made("failed", "error", `${who}: ${data.request} failed${at}: ${error}`);
       case "run_ended":
+        this.failures.delete(run);
+        if (data.failed) return made("failed", "error", `${who} could not be created: ${error}`);
         return made("ended", "info", `${who} has ended${at}. ${reason}`.trim());
       case "run_revived":
         return made("revived", "success", `${who} is back${at}, after ${seconds(data.seconds)}.`);

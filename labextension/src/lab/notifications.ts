@@ -29,7 +29,7 @@ function tell(app: JupyterFrontEnd, { type, text, run, resumable }: News): void 
 
 export const notificationsPlugin: JupyterFrontEndPlugin<void> = {
   id: "jupyter-tinker:notifications",
-  description: "Tells when a run pauses, diverges, ends or is revived.",
+  description: "Tells when a run pauses, diverges, ends, fails or is revived.",
   autoStart: true,
   requires: [ITinker],
   activate: (app, tinker: ITinker) => {

@@ -1,6 +1,6 @@
 // The settings page, as the rest of the extension reads it; its form is schema/plugin.json.
 
-export const NOTICES = ["paused", "diverged", "ended", "revived", "engine"] as const;
+export const NOTICES = ["paused", "diverged", "ended", "failed", "revived", "engine"] as const;
 export type Notice = (typeof NOTICES)[number];
 
 export interface Settings {
@@ -12,7 +12,14 @@ export interface Settings {
 }
 
 export const DEFAULTS: Settings = {
-  notifications: { paused: true, diverged: true, ended: true, revived: true, engine: true },
+  notifications: {
+    paused: true,
+    diverged: true,
+    ended: true,
+    failed: true,
+    revived: true,
+    engine: true,
+  },
   sparkline: 200,
   poll: 4,
 };

@@ -6,7 +6,7 @@ import type { Watched } from "./watched.js";
 import { sentence } from "./words.js";
 
 const MOST = 50;
-const GRAVE = new Set(["guard", "engine_died", "run_ended"]);
+const GRAVE = new Set(["guard", "engine_died", "run_ended", "request_failed"]);
 
 export class Happenings implements Tab {
   readonly name = "What happened";

@@ -33,7 +33,7 @@ export interface Transport {
 const KINDS = [
   "step run_created run_ended run_unloaded run_revived control_changed paused resumed rewound",
   "forked guard checkpoint_saved history_trimmed lr_find_started lr_find_done",
-  "preview_changed preview_sampled engine_started engine_died engine_stopped",
+  "request_failed preview_changed preview_sampled engine_started engine_died engine_stopped",
 ].flatMap((line) => line.split(" "));
 
 const FIRST_PAUSE = 500;

@@ -151,7 +151,10 @@ export function sentence(event: TinkerEvent): string {
       return `${at}${asked(data)}${by}`;
     case "run_revived":
       return `${at}brought back in ${duration(Number(data.seconds))}`;
+    case "request_failed":
+      return `${at}${data.request} number ${data.seq_id} failed: ${data.error}`;
     case "run_ended":
+      if (data.failed) return `${at}the run could not be created: ${data.error}`;
       return `${at}the run ended${data.reason ? `: ${data.reason}` : ""}`;
     case "lr_find_started":
       return `${at}a sweep over learning rates began on a copy${by}`;
