@@ -171,6 +171,7 @@ class Attach:
                 self._kernels.stop_buffering(kernel.kernel_id)
             self._kernels.remove_kernel(kernel.kernel_id)
             self._kernels._kernel_connections.pop(kernel.kernel_id, None)
+            self._kernels._kernel_ports.pop(kernel.kernel_id, None)
             KERNEL_CURRENTLY_RUNNING_TOTAL.labels(type=NAME).dec()
 
     # Cells

@@ -7,15 +7,18 @@ import json
 import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq.asyncio
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.session import Session
 from tornado.httpclient import HTTPClientError
 
 import jupyter_tinker.server.extension as extension_module
+from jupyter_tinker.server.engine_kernel import EngineKernel
 from jupyter_tinker.server.futures import Request
 from jupyter_tinker.server.queue_state import queue_state
 from jupyter_tinker.server.service import TinkerService
@@ -244,6 +247,41 @@ async def test_restarted_or_dead_it_stays_the_same_kernel(
     engine.die()
     assert (await fetch("GET", "api", "kernels"))[1] == []
     assert not engine.running
+
+
+async def test_the_server_does_not_cull_it(
+    fetch: Fetch,
+    service: TinkerService,
+    jp_serverapp: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernels = jp_serverapp.kernel_manager
+    kernel = (await attach(fetch))["kernel_id"]
+    kernels.cull_idle_timeout = 1
+    kernels.cull_connected = kernels.cull_busy = True
+    listed = kernels.get_kernel(kernel)
+    listed.last_activity = datetime.now(UTC) - timedelta(days=365)
+    await kernels.cull_kernel_if_idle(kernel)
+    assert service.supervisor.running
+    assert (await fetch("GET", "api", "kernels"))[1][0]["id"] == kernel
+    # As it would, were it not told when.
+    spec = KernelSpec(display_name="Tinker engine", language="python")
+    monkeypatch.setattr(EngineKernel, "kernel_spec", spec)
+    await kernels.cull_kernel_if_idle(kernel)
+    assert not service.supervisor.running
+
+
+async def test_an_engine_that_died_leaves_nothing_on_the_lists(
+    fetch: Fetch, service: TinkerService, jp_serverapp: Any
+) -> None:
+    engine: Any = service.supervisor
+    kernels = jp_serverapp.kernel_manager
+    for _ in range(3):
+        kernel = (await attach(fetch))["kernel_id"]
+        assert kernel in kernels._kernel_ports
+        engine.die()
+        for kept in (kernels._kernels, kernels._kernel_connections, kernels._kernel_ports):
+            assert kernel not in kept
 
 
 async def test_a_server_that_allows_other_kernels_only_says_so(
