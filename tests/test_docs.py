@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tornado.web import RequestHandler
 
 from jupyter_tinker.server.extension import TinkerExtension
 from jupyter_tinker.server.handlers import HANDLERS
 from tests.conftest import REPOSITORY
+from tests.protocol.test_routes import ELSEWHERE, FUTURES, ROUTES
 
 DOCS = REPOSITORY / "docs"
 
@@ -56,6 +58,51 @@ def test_messages_that_are_explained_exist() -> None:
     assert len(quoted) >= 5
     for sentence in quoted:
         assert sentence in said, f"nothing says {sentence!r}"
+
+
+def test_every_route_of_the_protocol_is_asked_in_the_tests() -> None:
+    asked = [(line.partition("?")[0], None) for line, *_ in ROUTES.values()]
+    asked += [(f"POST {route}", None) for route in FUTURES]
+    asked += [(line.replace("*", "x"), file) for line, file in ELSEWHERE.items()]
+    for pattern, handler, *_ in HANDLERS:
+        if not pattern.startswith("/tinker/api/v1/"):
+            continue
+        route = re.compile(pattern.removeprefix("/tinker/api/v1/"))
+        for method in _verbs(handler):
+            files = [
+                file
+                for line, file in asked
+                if line.startswith(f"{method} ") and route.fullmatch(line.partition(" ")[2])
+            ]
+            assert files, f"tests/protocol/test_routes.py does not ask {method} {pattern}"
+    for line, file in ELSEWHERE.items():
+        assert (REPOSITORY / file).read_text().count(_word(line)), f"{file} does not ask {line}"
+
+
+def _verbs(handler: type) -> list[str]:
+    """What the handler itself answers; tornado's own refuse."""
+    verbs = ("get", "post", "put", "delete", "patch")
+    return [
+        verb.upper()
+        for verb in verbs
+        if getattr(handler, verb) is not getattr(RequestHandler, verb)
+    ]
+
+
+def _word(line: str) -> str:
+    """The last word of a route that is the same for all."""
+    return [word for word in line.partition(" ")[2].split("/") if word != "*"][-1]
+
+
+def test_every_commit_passes_the_linters() -> None:
+    hooks = (REPOSITORY / ".pre-commit-config.yaml").read_text()
+    make = (REPOSITORY / "Makefile").read_text()
+    rules = re.search(r"^lint: .*\n((?:\t.*\n)+)", make, re.M)
+    assert rules is not None
+    commands = [line.split("/")[-1].split("$(JLPM)")[-1] for line in rules[1].splitlines()]
+    assert commands == ["ruff check .", "ruff format --check .", "mypy", " check"]
+    for linter in ("ruff check", "ruff format", "/mypy", "jlpm check"):
+        assert linter in hooks
 
 
 def test_every_route_is_documented() -> None:

@@ -26,11 +26,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> An
 
 @dataclass(frozen=True)
 class Everything:
-    """A trained run, a checkpoint of each kind, and a sampler."""
+    """A trained run, a checkpoint of each kind, a sampler, and what may be ended: another session
+    and a checkpoint named "spare"."""
 
     run: RawRun
     sampler: str
-    next_seq: int
+    spare_session: str
 
     @property
     def paths(self) -> dict[str, str]:
@@ -46,7 +47,9 @@ def everything(server: Server) -> Everything:
     routes = ("save_weights", "save_weights_for_sampler", "save_weights_external")
     for number, route in enumerate(routes, 3):
         assert "error" not in run.result(run.submit(route, number, path="here"))
+    assert "error" not in run.result(run.submit("save_weights", 6, path="spare"))
+    spare = run.post("create_session", {"tags": [], "sdk_version": "raw"})[1]["session_id"]
     body = {"session_id": run.session_id, "sampling_session_seq_id": 0, "base_model": "tiny"}
     status, answer = run.post("create_sampling_session", body)
     assert status == 200, answer
-    return Everything(run, answer["sampling_session_id"], 6)
+    return Everything(run, answer["sampling_session_id"], spare)

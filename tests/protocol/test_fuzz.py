@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jupyter_tinker.server.handlers import HANDLERS
 from jupyter_tinker.wire import tinker_pb2 as pb
 from tests.protocol.conftest import Everything
-from tests.raw import PROTOBUF, some_data
+from tests.raw import PROTOBUF, RawRun, some_data
+from tests.servers import Server
 
 pytestmark = pytest.mark.e2e
 
@@ -195,6 +196,47 @@ def test_any_sample(everything: Everything, data: st.DataObject) -> None:
         "prompt_logprobs_last_n": data.draw(st.one_of(st.none(), st.integers(-1, 9))),
     }
     check(everything, *everything.run.post("asample", json.dumps(body).encode()))
+
+
+_NOT_AN_OBJECT = _JSON.filter(lambda value: not isinstance(value, dict))
+
+
+def _refused(run: RawRun, seq_id: int, draw: st.DataObject) -> str:
+    """Sends what cannot be done; returns the future's id."""
+    kind = draw.draw(st.sampled_from(("forward_backward", "optim_step", "load_weights")))
+    if kind == "forward_backward":
+        loss = draw.draw(st.text(max_size=20)) + "?"
+        return run.forward_backward(seq_id, some_data(seq_id), loss)
+    if kind == "optim_step":
+        return run.submit(kind, seq_id, adam_params=draw.draw(_NOT_AN_OBJECT))
+    return run.submit(kind, seq_id, path=draw.draw(_JSON), optimizer=True)
+
+
+def _numbers(run: RawRun, first: int) -> list[float]:
+    """The losses of some steps, the first of whose requests has this number."""
+    losses = []
+    for seq_id in range(first, first + 8, 2):
+        losses.append(run.loss(run.forward_backward(seq_id, some_data(seq_id - first))))
+        assert "error" not in run.result(run.optim_step(seq_id + 1))
+    return losses
+
+
+def test_what_is_refused_changes_no_run(server: Server) -> None:
+    run, twin = RawRun(server), RawRun(server)
+    assert _numbers(run, 1) == _numbers(twin, 1)
+    upto = [9]
+
+    @given(data=st.data())
+    @settings(_UNHURRIED, max_examples=100)
+    def refuse(data: st.DataObject) -> None:
+        assert "error" in run.result(_refused(run, upto[0], data))
+        upto[0] += 1
+
+    refuse()
+    # The step that was refused last is dropped as a whole, and is none.
+    assert "error" in run.result(run.forward_backward(upto[0], some_data(1), "?"))
+    assert "was not done" in run.error(run.optim_step(upto[0] + 1))["error"]
+    assert _numbers(run, upto[0] + 2) == _numbers(twin, 9)
 
 
 def test_the_server_lives_and_the_run_goes_on(everything: Everything) -> None:

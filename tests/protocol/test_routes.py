@@ -61,6 +61,11 @@ ROUTES: dict[str, tuple[str, Callable[[Everything], Fields | None], Any]] = {
         lambda e: {"user_metadata": {}, "owner": {"type": "accessible"}, "limit": 5},
         types.SessionSearchResponse,
     ),
+    "finish": (
+        "POST sessions/{spare}/finish",
+        lambda e: {"reason": {"type": "success"}, "detail": None},
+        None,
+    ),
     "project": ("PUT sessions/{session}/project", lambda e: {"project_id": "mine"}, None),
     "trace": ("GET sessions/{session}/trace_export", lambda e: None, None),
     "get_info": ("POST get_info", lambda e: {"model_id": e.run.id}, types.GetInfoResponse),
@@ -112,6 +117,8 @@ ROUTES: dict[str, tuple[str, Callable[[Everything], Fields | None], Any]] = {
         lambda e: None,
         types.ExternalWeightsUrlsResponse,
     ),
+    "archive": ("GET training_runs/{run}/checkpoints/weights/here/archive", lambda e: None, None),
+    "delete": ("DELETE training_runs/{run}/checkpoints/weights/spare", lambda e: None, None),
     "weights_info": (
         "POST weights_info",
         lambda e: {"tinker_path": e.paths["weights"]},
@@ -152,13 +159,27 @@ FUTURES: dict[str, Any] = {
     "asample": types.SampleResponse,
 }
 
+# Routes that other tests ask, and where.
+ELSEWHERE: dict[str, str] = {
+    "POST create_custom_loss": "tests/e2e/test_custom_losses.py",
+    "POST retrieve_future": "tests/raw.py",
+    "GET external/*/*/*": "tests/e2e/test_auth.py",
+    "GET archives/*/*/*": "tests/e2e/test_auth.py",
+    "GET traces/*": "tests/e2e/test_auth.py",
+    "POST auth/token": "tests/server/test_account.py",
+    "DELETE auth/apikey/me": "tests/server/test_account.py",
+}
+
 
 @pytest.mark.parametrize("name", ROUTES)
 def test_an_answer_is_what_the_sdk_reads(everything: Everything, name: str) -> None:
     line, fields, kind = ROUTES[name]
     method, route = line.split(" ", 1)
     route = route.format(
-        session=everything.run.session_id, run=everything.run.id, sampler=everything.sampler
+        session=everything.run.session_id,
+        run=everything.run.id,
+        sampler=everything.sampler,
+        spare=everything.spare_session,
     )
     body = fields(everything)
     if body is None and method == "POST":
