@@ -19,10 +19,6 @@ from tests.environments import REPOSITORY, Environment
 from tests.servers import start_server
 
 BINDER = REPOSITORY / "binder"
-GRANTED = (
-    2 * 2**30
-)  # bytes, see https://mybinder.readthedocs.io/en/latest/about/user-guidelines.html
-
 # Bytes, see https://mybinder.readthedocs.io/en/latest/about/user-guidelines.html
 GRANTED = 2 * 2**30
 

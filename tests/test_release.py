@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -48,6 +50,19 @@ def test_what_indexes_and_installers_ask_of_them(distributions: Path, wheel: Pat
     assert len(files) == 2
     here.run(here.python, "-m", "twine", "check", "--strict", *files)
     here.run(here.which("check-wheel-contents"), wheel, cwd=REPOSITORY)
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_all_but_what_is_the_repository_s_own(distributions: Path) -> None:
+    (sdist,) = distributions.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    missing = {name for name in listed.stdout.splitlines() if name not in held}
+    own = (".ci/", ".github/", ".pre-commit-config.yaml")
+    assert {name for name in missing if not name.startswith(own)} == set()
 
 
 @pytest.mark.slow
