@@ -141,6 +141,20 @@ def test_the_palette_the_launcher_and_the_status_bar(lab: Lab, external: Externa
     expect(status).to_contain_text("step 7")
 
 
+def test_a_dashboard_that_cannot_be_loaded_says_so(lab: Lab, external: External) -> None:
+    lab.open_desk()
+    # What draws curves is a part of its own, which is asked for with the first dashboard.
+    parts = "**/lab/extensions/jupyter-tinker/static/*.js*"
+    lab.page.route(parts, lambda route: route.abort())
+    _row(_sidebar(lab), external).get_by_role("button", name=external.short).first.click()
+    dashboard = lab.page.locator(".jp-Tinker-dashboard:visible")
+    expect(dashboard.get_by_role("alert")).to_contain_text("could not be loaded")
+    _keep(lab.page, "not-loaded")
+    lab.page.unroute(parts)
+    dashboard.get_by_role("button", name="Try again").click()
+    until(lambda: lab.drawn_steps(dashboard) == list(range(1, external.steps + 1)))
+
+
 def test_shortcuts_steer_the_run_in_view_and_a_pause_is_told(lab: Lab, external: External) -> None:
     newer = External(external.server)
     lab.open_desk()

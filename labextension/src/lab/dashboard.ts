@@ -1,6 +1,7 @@
 // A run's dashboard: the panel of the notebooks, as a tab of JupyterLab.
 
 import { Widget } from "@lumino/widgets";
+import { h } from "../panel/dom.js";
 import type { Panel } from "../panel/mount.js";
 import type { Choice } from "../panel/picker.js";
 import { tinkerIcon } from "./icon.js";
@@ -38,8 +39,13 @@ export class Dashboard extends Widget {
 
   /** The curves' library is loaded only once somebody looks at some. */
   private async mount(): Promise<void> {
-    const { mount } = await import("../panel/mount.js");
+    const loaded = await import("../panel/mount.js").catch(() => null);
     if (this.isDisposed) return;
+    if (loaded === null) {
+      this.sayNotLoaded();
+      return;
+    }
+    const { mount } = loaded;
     const { run, compared } = this.choice;
     this.panel = mount(this.node, {
       baseUrl: this.tinker.baseUrl,
@@ -48,6 +54,24 @@ export class Dashboard extends Widget {
       shortcuts: true,
       onChange: (choice, shown) => this.follow(choice, shown?.run_id ?? null),
     });
+  }
+
+  private sayNotLoaded(): void {
+    const again = () => {
+      this.node.replaceChildren();
+      void this.mount();
+    };
+    const text =
+      "The dashboard could not be loaded: the server does not answer, or has another version of it " +
+      "by now. If it is not there at the second try either, reload the page.";
+    this.node.replaceChildren(
+      h(
+        "p",
+        { class: "jp-Tinker-hint", role: "alert" },
+        `${text} `,
+        h("button", { type: "button", class: "jp-Tinker-button", click: again }, "Try again"),
+      ),
+    );
   }
 
   private follow(choice: Choice, shown: string | null): void {
