@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from ..wire import ops, sampling
 from ..wire.ops import OpError
+from .engine_client import EngineDied
 from .loaded import LoadedSamplers
 from .sample_jobs import Job, Outcome, engine_gone
 from .samplers import Target
-from .supervisor import EngineDied
 from .turns import Turns
 from .waiting_line import WaitingLine
 

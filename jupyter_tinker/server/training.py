@@ -21,6 +21,7 @@ from ..wire import ops, tinker
 from .backlog import Work
 from .checkpoints import UnknownCheckpoint
 from .custom_losses import CustomLosses
+from .engine_client import EngineDied
 from .events import Events
 from .futures import Futures, Request, failure, success
 from .history import BOUNDARIES, LOADS, HistoryGone, operation
@@ -31,7 +32,7 @@ from .runs import Run, Spoiled, StepTotals
 from .saving import Loadable, Saving
 from .schema import RunRow, StepRow
 from .snapshots import Snapshots
-from .supervisor import EngineDied, EngineNotStarted, EngineSupervisor
+from .supervisor import EngineNotStarted, EngineSupervisor
 from .turns import Turns
 
 _DEATHS = 2  # of engines at one request, which is then given up
