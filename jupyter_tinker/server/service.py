@@ -38,6 +38,7 @@ from .progress import Tasks
 from .registry import Registry
 from .retention import Retention
 from .revival import Revival
+from .run_loading import RunLoader
 from .runs import Run
 from .samplers import Samplers
 from .sampling import Sampling, SamplingLimits
@@ -50,6 +51,8 @@ from .steering import Steering
 from .supervisor import EngineSupervisor
 from .traces import Traces
 from .training import Trainer
+from .training_engine import TrainingEngine
+from .training_steps import TrainingSteps
 from .turns import Turns
 
 _TIDY_SECONDS = 30.0
@@ -179,16 +182,19 @@ class TinkerService:
             spawn=self._spawn,
             log=log,
         )
+        engine = TrainingEngine(supervisor, turns)
+        self.run_loader = RunLoader(
+            engine=engine, journal=self.journal, events=self.events, saving=self.saving
+        )
         self.trainer = Trainer(
             supervisor=supervisor,
-            journal=self.journal,
             futures=self.futures,
             events=self.events,
+            loader=self.run_loader,
+            steps=TrainingSteps(engine, self._custom_losses),
             saving=self.saving,
-            custom_losses=self._custom_losses,
             revival=self._revival,
             snapshots=self.snapshots,
-            turns=turns,
             stepped=self.steering.stepped,
             preview=self.previews.stepped,
             log=log,
