@@ -26,7 +26,8 @@ from ..history import HistoryGone
 from ..lr_finder import SweepUnderWay
 from ..registry import UnknownRun
 from ..samplers import UnknownSampler
-from ..service import TinkerService, UnknownSession
+from ..service import TinkerService
+from ..sessions import UnknownSession
 from ..watchers import TooManyWatchers
 
 if TYPE_CHECKING:
