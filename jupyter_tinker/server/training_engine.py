@@ -21,7 +21,7 @@ class TrainingEngine:
         self._turns = turns
 
     async def ensure_started(self) -> int:
-        """As the supervisor's."""
+        """Returns the engine's generation. Raises `EngineNotStarted`."""
         return await self._supervisor.ensure_started()
 
     async def ask(self, run: Run, op: ops.Op) -> tuple[dict[str, Any], list[Any]]:
