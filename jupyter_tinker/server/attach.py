@@ -17,8 +17,9 @@ from jupyter_server.prometheus.metrics import KERNEL_CURRENTLY_RUNNING_TOTAL
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 
 from ..wire import ops
+from .engine_client import EngineDied
 from .engine_kernel import NAME, EngineKernel
-from .supervisor import EngineDied, EngineSupervisor
+from .supervisor import EngineSupervisor
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .registry import Registry, why_ended
 from .runs import Run, id_of_run
 from .saving import Saving
 from .schema import RunRow
-from .training import unsupported_optimizer
+from .training_steps import unsupported_optimizer
 
 # More would be a mistake: an adapter of full rank already holds as much as the matrix it adapts.
 _LARGEST_RANK = 4096

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..wire import ops, tinker
 from .database import Database
+from .engine_client import EngineDied
 from .futures import Futures, Request, failure, success
 from .schema import CustomLossRow
-from .supervisor import EngineDied, EngineSupervisor
+from .supervisor import EngineSupervisor
 
 _DEATHS = 2  # of engines while a loss is checked, which is then given up
 

@@ -17,8 +17,9 @@ from .database import Database, default_url
 from .event_bus import JupyterEventBus
 from .events import EventLimits
 from .handlers import HANDLERS
+from .parts import Limits
 from .sampling import SamplingLimits
-from .service import Limits, TinkerService
+from .service import TinkerService
 from .supervisor import EngineSupervisor
 
 

@@ -15,6 +15,7 @@ from ..wire import ops
 from ..wire.events import Kind
 from ..wire.sampling import SnapshotSampler
 from .custom_losses import CustomLosses
+from .engine_client import EngineDied
 from .events import Events
 from .futures import Futures, Request
 from .history import HistoryGone
@@ -24,7 +25,7 @@ from .revival import Revival
 from .runs import Run
 from .samplers import Target
 from .snapshots import Snapshots
-from .supervisor import EngineDied, EngineSupervisor
+from .supervisor import EngineSupervisor
 
 _FAREWELL_SECONDS = 10.0  # for the last snapshots
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ..wire import ops, tinker
 from ..wire.lr_find import SweepSettings
 from .custom_losses import CustomLosses
+from .engine_client import EngineDied
 from .events import Events
 from .history import History, HistoryGone
 from .lr_curve import Curve
@@ -23,7 +24,7 @@ from .registry import Registry
 from .revival import Revival
 from .runs import Run
 from .snapshots import Snapshots
-from .supervisor import EngineDied, EngineSupervisor
+from .supervisor import EngineSupervisor
 from .turns import Turns
 
 _AT_ONCE = 4  # sweeps: each holds a copy of a run in the engine's memory

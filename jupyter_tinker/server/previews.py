@@ -18,6 +18,7 @@ from ..wire.ops import OpError
 from ..wire.previews import Preview
 from ..wire.sampling import SnapshotSampler
 from ..wire.tinker import BadRequest
+from .engine_client import EngineDied
 from .futures import new_id
 from .history import HistoryGone
 from .preview_store import PreviewStore
@@ -29,7 +30,7 @@ from .sample_jobs import Job, Outcome
 from .samplers import Target, preview_of
 from .sampling import Sampling
 from .schema import EventRow, StepRow
-from .supervisor import EngineDied, EngineSupervisor
+from .supervisor import EngineSupervisor
 
 _LONGEST = 600.0  # seconds of sampling, after which a preview is given up
 _PATIENCE = 30.0  # seconds for which it lets all clients' samples go first

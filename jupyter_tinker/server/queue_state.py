@@ -72,8 +72,8 @@ def _reason(service: TinkerService, request: Request) -> str | None:
     reviving = None if run is None else replay_in_words(run)
     if reviving is not None:
         return reviving
-    if request.run_id in service.trainer.loading:
-        return f"the engine is loading {service.trainer.loading[request.run_id]}"
+    if request.run_id in service.run_loader.loading:
+        return f"the engine is loading {service.run_loader.loading[request.run_id]}"
     if service.trainer.computing.get(request.run_id) is request:
         return None
     return _behind(service.futures.ahead(request))

@@ -15,6 +15,7 @@ from ..wire import ops, tinker
 from ..wire.progress import Progress
 from .checkpoints import Checkpoints, parse_path
 from .custom_losses import CustomLosses
+from .engine_client import EngineDied
 from .events import Events
 from .futures import new_id
 from .history import History, HistoryGone, Plan
@@ -22,7 +23,7 @@ from .progress import Task
 from .runs import Run
 from .schema import OperationRow, SnapshotRow
 from .snapshots import Snapshots
-from .supervisor import EngineDied, EngineSupervisor
+from .supervisor import EngineSupervisor
 from .turns import Turns
 
 

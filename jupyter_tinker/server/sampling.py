@@ -20,10 +20,11 @@ from .completions import Completions, client_of
 from .futures import Futures, Request, failure, new_id
 from .history import HistoryGone
 from .journal import PROTOBUF_TYPE, Completion, Journal, Result
-from .pump import Engine, Pump
+from .pump import Pump
 from .runs import Run
 from .sample_jobs import Job, Outcome, copy_is_gone
 from .samplers import Samplers, Target, inflight_of, is_snapshot, sampler_id
+from .sampling_engine import Engine
 from .schema import SamplerRow
 from .turns import Turns
 

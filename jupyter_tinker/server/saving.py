@@ -19,6 +19,7 @@ from .checkpoints import (
     check_name,
     parse_path,
 )
+from .engine_client import EngineDied
 from .events import Events
 from .futures import Request, success
 from .history import History, HistoryGone
@@ -27,7 +28,7 @@ from .revival import Revival
 from .runs import Run
 from .sampling import Sampling
 from .schema import CheckpointRow
-from .supervisor import EngineDied, EngineSupervisor
+from .supervisor import EngineSupervisor
 from .turns import Turns
 
 _DEATHS = 4  # of engines while the checkpoint of a step is made, which is then given up

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..wire import ops, staging
+from .engine_client import EngineDied
 from .history import History
 from .runs import Run
 from .schema import SnapshotRow
-from .supervisor import EngineDied, EngineSupervisor
+from .supervisor import EngineSupervisor
 
 _BYTES_PER_SECOND = 200e6  # of a first snapshot, whose cost is not known yet
 _BYTES_PER_PARAMETER = 12  # weights and two moments

@@ -19,6 +19,7 @@ from ..wire import ops
 from ..wire.controls import Change, Controls, difference
 from .backlog import Backlog, Work
 from .checkpoints import CheckpointPath
+from .engine_client import EngineDied
 from .events import Events
 from .guards import Alarm, Guards
 from .history import History, HistoryGone, operation
@@ -27,7 +28,7 @@ from .revival import Revival
 from .runs import Run, Spoiled, StepTotals
 from .saving import Saving, path_of_step
 from .schema import BranchRow, RunRow, StepRow
-from .supervisor import EngineDied, EngineSupervisor
+from .supervisor import EngineSupervisor
 
 
 class Steering:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,36 +250,3 @@ def test_two_hundred_clients_poll_at_once(a_server: Server, service: tinker.Serv
         results = list(pool.map(lambda future: future.result().metrics["loss:sum"], futures))
     assert len(results) == 200
     assert len(set(results)) == 1
-
-
-def _cli(server: Server, *arguments: str) -> str:
-    env = {**os.environ, "TINKER_BASE_URL": server.url, "TINKER_API_KEY": server.key}
-    tool = Path(sys.executable).parent / "tinker"
-    done = subprocess.run([tool, *arguments], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
-
-
-def test_the_command_line_tool(
-    service: tinker.ServiceClient, a_server: Server, tmp_path: Path
-) -> None:
-    client = make(service)
-    step(client, batch(0))
-    path = client.save_state("for-download").result().path
-    run = client.get_info().model_id
-    assert "tiny" in _cli(a_server, "model", "list")
-    assert run in _cli(a_server, "-f", "json", "run", "list")
-    assert run in _cli(a_server, "-f", "json", "run", "info", run)
-    assert path in _cli(a_server, "-f", "json", "checkpoint", "list")
-    assert path in _cli(a_server, "-f", "json", "checkpoint", "info", path)
-    _cli(a_server, "checkpoint", "set-ttl", path, "--ttl", "7200")
-    _cli(a_server, "checkpoint", "publish", path)
-    _cli(a_server, "checkpoint", "publish", path)
-    assert '"public": true' in _cli(a_server, "-f", "json", "checkpoint", "info", path)
-    _cli(a_server, "checkpoint", "unpublish", path)
-    _cli(a_server, "checkpoint", "download", path, "-o", str(tmp_path))
-    config = next(tmp_path.rglob("adapter_config.json"))
-    assert json.loads(config.read_text())["r"] == 4
-    assert next(tmp_path.rglob("adapter_model.safetensors")).stat().st_size > 1000
-    _cli(a_server, "checkpoint", "delete", "-y", path)
-    assert path not in _cli(a_server, "-f", "json", "checkpoint", "list")

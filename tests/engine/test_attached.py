@@ -14,7 +14,8 @@ import pytest
 from jupyter_client.asynchronous import AsyncKernelClient
 
 from jupyter_tinker.server.attach import Attach
-from jupyter_tinker.server.supervisor import EngineDied, EngineSupervisor
+from jupyter_tinker.server.engine_client import EngineDied
+from jupyter_tinker.server.supervisor import EngineSupervisor
 from jupyter_tinker.wire import ops
 from jupyter_tinker.wire.progress import MESSAGE
 

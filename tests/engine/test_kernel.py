@@ -76,7 +76,7 @@ def test_operations_go_on_while_a_snapshot_is_written(
         await ask(engine, ops.CreateRun("run", "tiny", str(base), LORA))
         await ask(engine, BACKWARD)
         await ask(engine, STEP)
-        engine._client.execute(_SLOW_DISK.format(gate=str(gate)))
+        engine._client._kernel.execute(_SLOW_DISK.format(gate=str(gate)))
         writing = asyncio.create_task(ask(engine, ops.SnapshotRun("run", str(file))))
         await asyncio.sleep(0)
         first, second = await ask(engine, BACKWARD), await ask(engine, STEP)

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
-from jupyter_tinker.server.supervisor import EngineDied, EngineNotStarted
+from jupyter_tinker.server.engine_client import EngineDied
+from jupyter_tinker.server.supervisor import EngineNotStarted
 from jupyter_tinker.wire import ops, sampling
 from jupyter_tinker.wire import tinker_pb2 as pb
 from tests.server.fake_runs import FakeRuns, State

@@ -14,9 +14,10 @@ import numpy as np
 from jupyter_tinker.server.database import Database, default_url
 from jupyter_tinker.server.journal import Result
 from jupyter_tinker.server.model_folder import BaseModel
+from jupyter_tinker.server.parts import Limits
 from jupyter_tinker.server.sampling import SamplingLimits
 from jupyter_tinker.server.schema import SessionRow
-from jupyter_tinker.server.service import Limits, TinkerService
+from jupyter_tinker.server.service import TinkerService
 from jupyter_tinker.wire import tinker
 from jupyter_tinker.wire import tinker_pb2 as pb
 from tests.server.fake_engine import FakeEngine

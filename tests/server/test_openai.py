@@ -280,7 +280,7 @@ async def test_a_client_that_goes_away_frees_its_place(stage: Stage, stream: boo
 
 async def test_an_engine_that_fails_is_a_server_error(stage: Stage) -> None:
     async def broken() -> int:
-        from jupyter_tinker.server.supervisor import EngineDied
+        from jupyter_tinker.server.engine_client import EngineDied
 
         raise EngineDied("the engine did not start")
 

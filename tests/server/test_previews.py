@@ -106,7 +106,7 @@ class Stage:
     async def end(self) -> None:
         """End the client's session, and with it the run."""
         reason = tinker.FinishReason(type="success")
-        await self.service.finish_session(SESSION, tinker.Finish(reason=reason))
+        await self.service.sessions.finish(SESSION, tinker.Finish(reason=reason))
         run = await self.service.run(RUN)
         await until(lambda: run.ended is not None)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from jupyter_tinker.server.engine_client import EngineDied
 from jupyter_tinker.server.pump import Pump
 from jupyter_tinker.server.sample_jobs import Job, Outcome
 from jupyter_tinker.server.samplers import Target
-from jupyter_tinker.server.supervisor import EngineDied
 from jupyter_tinker.server.turns import Turns
 from jupyter_tinker.wire import ops, sampling
 from jupyter_tinker.wire.ops import OpError

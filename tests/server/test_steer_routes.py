@@ -96,7 +96,7 @@ async def test_a_run_tells_the_tags_of_its_session(
     client: Client, service: TinkerService, steer: Any
 ) -> None:
     assert (await steer(RUN))[1]["session_tags"] == []
-    row = await service.session(SESSION)
+    row = await service.sessions.get(SESSION)
     row.tags = ["mine", "jupyter-kernel=k"]
     service._database.run(lambda db: db.merge(row))
     assert (await steer(RUN))[1]["session_tags"] == ["mine", "jupyter-kernel=k"]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import zmq
 
-from jupyter_tinker.server.supervisor import EngineDied, EngineNotStarted, EngineSupervisor
+from jupyter_tinker.server.engine_client import EngineDied
+from jupyter_tinker.server.supervisor import EngineNotStarted, EngineSupervisor
 from jupyter_tinker.wire import ops
 from tests.server.fake_engine import STATUS
 
@@ -127,7 +128,7 @@ class Stage:
         self.supervisor = EngineSupervisor()
         self.supervisor.on_start = lambda status: self.told.append("started")
         self.supervisor.on_death = self.told.append
-        monkeypatch.setattr(self.supervisor, "_make_manager", self._make)
+        monkeypatch.setattr(self.supervisor._address, "manager", self._make)
         sleep = asyncio.sleep
 
         async def soon(seconds: float) -> None:
@@ -137,7 +138,7 @@ class Stage:
 
         monkeypatch.setattr(asyncio, "sleep", soon)
 
-    def _make(self) -> Kernel:
+    def _make(self, _: EngineSupervisor) -> Kernel:
         self.kernels.append(Kernel(starts=self.starts))
         return self.kernels[-1]
 

@@ -21,12 +21,13 @@ from ...wire import ops, tinker
 from .. import keys
 from ..catalog import UnknownModelError
 from ..checkpoints import UnknownCheckpoint
+from ..engine_client import EngineDied
 from ..history import HistoryGone
 from ..lr_finder import SweepUnderWay
 from ..registry import UnknownRun
 from ..samplers import UnknownSampler
-from ..service import TinkerService, UnknownSession
-from ..supervisor import EngineDied
+from ..service import TinkerService
+from ..sessions import UnknownSession
 from ..watchers import TooManyWatchers
 
 if TYPE_CHECKING:

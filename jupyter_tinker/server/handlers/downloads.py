@@ -132,7 +132,7 @@ class TraceExportHandler(_SigningHandler):
     @web.authenticated
     @authorized
     async def get(self, session_id: str) -> None:
-        session = await self.service.session(session_id)
+        session = await self.service.sessions.get(session_id)
         try:
             ready = await self.service.traces.export(session.id, _TRACE_PATIENCE)
         except (OSError, SQLAlchemyError) as error:

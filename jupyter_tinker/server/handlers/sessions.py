@@ -74,7 +74,7 @@ class CreateSessionHandler(TinkerHandler):
         body = await self.parse(tinker.CreateSession)
         check_version(body.sdk_version)
         key = self.request.headers.get("X-Idempotency-Key")
-        session_id = await self.service.create_session(body, self.username, key)
+        session_id = await self.service.sessions.create(body, self.username, key)
         self.reply({"session_id": session_id, "type": "create_session"})
 
 
@@ -83,7 +83,7 @@ class HeartbeatHandler(TinkerHandler):
     @authorized
     async def post(self) -> None:
         body = await self.parse(tinker.SessionHeartbeat)
-        session = await self.service.session(body.session_id)
+        session = await self.service.sessions.get(body.session_id)
         if session.finished_at is not None:
             raise web.HTTPError(410, f"Session {session.id} has ended.")
         self.service.session_index.heard_of(session.id)
@@ -95,7 +95,7 @@ class FinishHandler(TinkerHandler):
     @authorized
     async def post(self, session_id: str) -> None:
         body = await self.parse(tinker.Finish)
-        await self.service.finish_session(session_id, body)
+        await self.service.sessions.finish(session_id, body)
         self.reply({})
 
 
@@ -114,7 +114,7 @@ class SessionHandler(TinkerHandler):
     @authorized
     async def get(self, session_id: str) -> None:
         self.check_access_scope()
-        session = await self.service.session(session_id)
+        session = await self.service.sessions.get(session_id)
         runs, _ = await self.service.journal.runs(10_000, 0, session_id)
         samplers = await self.service.sampling.samplers.of_session(session_id)
         self.reply(
@@ -171,7 +171,7 @@ class ProjectHandler(TinkerHandler):
     @authorized
     async def put(self, session_id: str) -> None:
         body = await self.parse(tinker.ProjectUpdate)
-        await self.service.session(session_id)
+        await self.service.sessions.get(session_id)
         index = self.service.session_index
         await index.assign(session_id, body.project_id, by=self.username)
         self.reply({})
