@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -47,22 +47,28 @@ def _copy(folder: Path) -> Path:
 
 
 class Memory:
-    """The most that processes and all their children used at once, in bytes; what several share is
-    counted once."""
+    """The most that processes and all their children used at once; what several share is counted
+    once."""
 
     def __init__(self, *processes: psutil.Process) -> None:
-        self.peak = 0
+        self.at_peak: dict[str, int] = {}  # the bytes of each, by its command
         self._processes = processes
 
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return sum(self.at_peak.values())
+
     def look(self) -> None:
-        total = 0
+        sizes: dict[str, int] = {}
         for process in self._processes:
-            for each in [process, *process.children(recursive=True)]:
-                try:
-                    total += each.memory_full_info().pss
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue
-        self.peak = max(self.peak, total)
+            with suppress(psutil.NoSuchProcess):
+                for each in [process, *process.children(recursive=True)]:
+                    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                        name = f"{each.pid} {' '.join(each.cmdline())[-60:]}"
+                        sizes[name] = each.memory_full_info().pss
+        if sum(sizes.values()) > self.peak:
+            self.at_peak = sizes
 
 
 @contextmanager
@@ -130,7 +136,7 @@ def test_the_quickstart_is_ready_and_fits(image: Environment) -> None:
         losses = re.search(r"held-out loss: (\S+) before, (\S+) after", printed)
         assert losses is not None, printed
         assert float(losses[2]) < float(losses[1]) / 2
+        print(f"peak of all processes: {memory.peak / 2**20:.0f} MiB", memory.at_peak)
         assert memory.peak < GRANTED
-        print(f"peak of all processes: {memory.peak / 2**20:.0f} MiB")
     finally:
         server.stop()

@@ -98,6 +98,7 @@ class Engine:
             torch.set_num_threads(threads)
         self.sampling.cache_bytes = op.options.sampling_cache_mb << 20
         self.sampling.pack = not op.options.low_memory
+        self.snapshots = SnapshotWriter(thrifty=op.options.low_memory)
         return self.status(ops.Status())
 
     def status(self, op: ops.Status) -> tuple[ops.EngineStatus, Buffers]:

@@ -30,8 +30,10 @@ _LOWEST_PRIORITY = 19
 class SnapshotWriter:
     """Takes copies in the caller's thread, and writes them in its own, in the order they came."""
 
-    def __init__(self) -> None:
-        self._room = threading.BoundedSemaphore(_MOST_COPIES)
+    def __init__(self, *, thrifty: bool = False) -> None:
+        """`thrifty`: in memory is one copy at a time, and none is left for the next."""
+        self._thrifty = thrifty
+        self._room = threading.BoundedSemaphore(1 if thrifty else _MOST_COPIES)
         self._spare: list[torch.Tensor] = []  # at most one buffer, for the next copy
         self._thread = ThreadPoolExecutor(1, "snapshots", initializer=_step_back)
 
@@ -56,7 +58,7 @@ class SnapshotWriter:
         try:
             size, sha256 = snapshot.write(copy, file)
         finally:
-            self._spare[:] = [copy.buffer]
+            self._spare[:] = [] if self._thrifty else [copy.buffer]
             self._room.release()
         seconds = time.perf_counter() - started
         return asdict(SnapshotInfo(size, sha256, copy.step, blocked, seconds)), []

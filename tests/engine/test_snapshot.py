@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -285,6 +286,31 @@ def test_memory_is_used_again_without_mixing_runs(client: Client, file: Path) ->
         fresh = Client(Engine(), Path(client.base))
         restore(fresh, file.with_name(str(n)), info.sha256)
         assert state(fresh) == expected[n]
+
+
+def test_little_memory_holds_one_copy_at_a_time(
+    client: Client, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.engine.handle(ops.Start(ops.EngineOptions(low_memory=True)))
+    client.create()
+    going, write = threading.Event(), snapshot.write
+    copies: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+
+    def slowly(copy: snapshot.Copy, to: Path) -> tuple[int, str]:
+        copies.add(copy.buffer)
+        going.wait(10)
+        return write(copy, to)
+
+    monkeypatch.setattr(snapshot, "write", slowly)
+    first = client.engine.perform(ops.SnapshotRun(client.run, str(file)))
+    second = threading.Thread(target=take, args=(client, file.with_name("second")))
+    second.start()
+    second.join(0.2)
+    assert (second.is_alive(), len(copies)) == (True, 1)
+    going.set()
+    second.join(10)
+    assert first.result()[0]["size"] > 0
+    assert not client.engine.snapshots._spare
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
