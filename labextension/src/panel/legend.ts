@@ -72,6 +72,14 @@ class Entry {
   }
 }
 
+/** What the curves show, for who does not see them. */
+export function inWords(runs: readonly Watched[]): string {
+  const [main, ...others] = runs.map((run) => `${nameOf(run)}: ${numbersOf(run)}`);
+  if (main === undefined) return "No curves: there is no run yet.";
+  const compared = others.length ? ` Compared with ${others.join("; ")}.` : "";
+  return `Curves of loss, gradient norm and learning rate over the steps of ${main}.${compared}`;
+}
+
 function numbersOf(watched: Watched): string {
   if (watched.problem) return watched.problem;
   const last = watched.run?.last_step;
