@@ -37,10 +37,13 @@ lab: install ## JupyterLab with the quickstart and a small model to teach
 # Much of the time tests wait for servers to start and end, so two processes go through them side by
 # side: each file in one of them, in the order of the files, of which the last take the longest.
 TEST_PROCESSES ?= 2
+# What the browser tests saw, to be looked at afterwards.
+TINKER_SCREENSHOTS ?= $(abspath build/screenshots)
 
 test: install $(COOKBOOK)/.installed $(SDKS:=/.installed) ## all tests, with a real model and the cookbook (many minutes)
 	@$(JLPM) test
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	TINKER_SCREENSHOTS='$(TINKER_SCREENSHOTS)' \
+	  $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: install ## the tests that need no model and no server
 	@$(JLPM) test

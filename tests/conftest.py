@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,14 @@ def pytest_configure() -> None:
     # A shell that runs the tests in the background has all that they start ignore Ctrl-C.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Which browser the tests looked with, in whatever process they ran."""
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    known = [known for report in reports for known in getattr(report, "user_properties", ())]
+    for browser in sorted({told for name, told in known if name == "chromium"}):
+        terminalreporter.write_line(f"The browser tests' browser: {browser}")
 
 
 @pytest.fixture(scope="session")

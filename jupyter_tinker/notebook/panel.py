@@ -8,6 +8,7 @@ browser cannot reach that server, a relay.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,13 @@ from .runs import all_runs, resolve
 _ESM = Path(__file__).parent / "static" / "panel.js"
 # A server that is there answers in milliseconds; a cell waits for one that is not.
 _PATIENCE = 3.0
+_CONTROLS = ("learning_rate_scale", "learning_rate", "grad_clip_norm", "weight_decay", "paused")
+
+
+class _Mirroring(threading.local):
+    """Whether this thread tells traits what is, and asks for nothing."""
+
+    on = False
 
 
 class Panel(anywidget.AnyWidget):
@@ -32,9 +40,9 @@ class Panel(anywidget.AnyWidget):
 
     `run` is a run's id, or what `jupyter_tinker.run` takes for one; None follows whichever run of
     this kernel started last, or of all if the kernel has none that has not ended. The controls may
-    be set from Python, too: `panel.learning_rate_scale = 0.5` asks the server, and raises
-    `TraitError` with its sentence if it refuses. All other traits say what the panel shows, for as
-    long as it is displayed; the kernel hears of changes between cells.
+    be set from Python, too: `panel.learning_rate_scale = 0.5`, or `Panel(run, paused=True)`, asks
+    the server, and raises `TraitError` with its sentence if it refuses. All other traits say what
+    the panel shows, for as long as it is displayed; the kernel hears of changes between cells.
     Raises `RequestFailed` if there is no such run.
     """
 
@@ -75,16 +83,26 @@ class Panel(anywidget.AnyWidget):
                 f"{_ESM} is missing: this copy of jupyter_tinker was installed without its panel. "
                 "Run `make panel` in its repository (needs Node.js)."
             )
-        self._mirrored = True  # traits are told, and not asked for
+        self._mirroring = _Mirroring()
         self._client = _found()
         if run is not None:
             self._client = connect()
             run = resolve(self._client, run).id
         tag_sessions()
-        super().__init__(run=run, kernel_id=kernel_id(), **_server(self._client), **traits)
-        self._mirrored = False
+        with self._told(True):
+            super().__init__(run=run, kernel_id=kernel_id(), **_server(self._client), **traits)
         self._relay = Relay(self._connected, self.send, _when_idle())
         self.on_msg(lambda _, message, __: self._relay.hear(message))
+        if wish := {name: getattr(self, name) for name in _CONTROLS if name in traits}:
+            self._begin_with(wish)
+
+    def _begin_with(self, wish: dict[str, Any]) -> None:
+        """Ask for what the panel was made with. One that the server refuses is not left behind."""
+        try:
+            self._asked(lambda client: client.post(self._controls(client), wish))
+        except TraitError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Take the panel away, wherever it is shown."""
@@ -93,28 +111,34 @@ class Panel(anywidget.AnyWidget):
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """What the browser says of the run; it is not sent to the server again."""
-        with self._told():
+        with self._told(True):
             super().set_state(sync_data)
 
+    def notify_change(self, change: Any) -> None:
+        """Call observers. They run amid `set_state`, and what they set is meant for the server."""
+        with self._told(False):
+            super().notify_change(change)
+
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        before, self._mirrored = self._mirrored, True
+    def _told(self, on: bool) -> Iterator[None]:
+        """Traits that are set in here, by this thread, are told (or are asked for again)."""
+        before, self._mirroring.on = self._mirroring.on, on
         try:
             yield
         finally:
-            self._mirrored = before
+            self._mirroring.on = before
 
     @validate("run")
     def _known_run(self, proposal: Any) -> str | None:
         run: str | None = proposal["value"]
-        if self._mirrored or run is None:
+        if self._mirroring.on or run is None:
             return run
         return self._asked(lambda client: resolve(client, run).id)
 
-    @validate("learning_rate_scale", "learning_rate", "grad_clip_norm", "weight_decay", "paused")
+    @validate(*_CONTROLS)
     def _steer(self, proposal: Any) -> Any:
         name, value = proposal["trait"].name, proposal["value"]
-        if not self._mirrored:
+        if not self._mirroring.on:
             self._asked(lambda client: client.post(self._controls(client), {name: value}))
         return value
 

@@ -40,7 +40,7 @@ class Widget {
   private readonly note = h("p", { class: "jt-way", role: "status", style: "margin: 4px 0" });
   private mounted: { panel: Mounted; mirror: Mirror; transport: CommTransport | null } | null =
     null;
-  private searches = 0;
+  private searching: AbortController | null = null;
   private why = "";
   private readonly select = () => this.selected();
   private readonly search = () => void this.begin();
@@ -62,7 +62,7 @@ class Widget {
   }
 
   dispose(): void {
-    this.searches += 1;
+    this.searching?.abort();
     this.model.off("change:run", this.select);
     this.model.off("change:server_id", this.search);
     this.kernel?.statusChanged?.disconnect(this.living);
@@ -75,14 +75,15 @@ class Widget {
   }
 
   private async begin(): Promise<void> {
-    this.searches += 1;
-    const search = this.searches;
+    this.searching?.abort();
+    this.searching = new AbortController();
+    const { signal } = this.searching;
     this.unmount();
     const baseUrl = pageBaseUrl();
     const wanted = { url: this.url, id: String(this.model.get("server_id") || "") };
-    const way = await findWay(wanted, baseUrl, (why) => say(this.note, why));
+    const way = await findWay(wanted, baseUrl, (why) => say(this.note, why), signal);
     // Closed meanwhile, or begun anew.
-    if (search === this.searches) this.go(way, baseUrl ?? "");
+    if (!signal.aborted) this.go(way, baseUrl ?? "");
   }
 
   private go(way: Way, baseUrl: string): void {

@@ -13,8 +13,13 @@ class FakeServer implements Transport {
   after: number | null = null;
   listener: StreamListener | null = null;
   beforePage: () => void = () => {};
+  asked: string[] = [];
+  /** What holds an answer back, or fails in its place. */
+  before: (path: string) => Promise<void> | void = () => {};
 
   async get<T>(path: string): Promise<T> {
+    this.asked.push(path);
+    await this.before(path);
     if (this.down) throw new RequestFailed("down", null);
     if (path === "status") return { status: { memory_total_bytes: this.memory } } as T;
     const run: Run = {
@@ -193,4 +198,136 @@ test("each step of a short history is told at once, those of a long one together
   server.listener!.onEvent(event(3_010, "paused", { reason: "a" }));
   expect(told).toBe(4);
   expect(watched.series.at("step", -1)).toBe(3_009);
+});
+
+const created = (id: number) => ({ ...event(id, "run_created"), run_id: "b" });
+const lists = () => server.asked.filter((path) => path.startsWith("runs?")).length;
+/** A promise, and what ends it. */
+function held(): [Promise<void>, () => void] {
+  let let_go = () => {};
+  return [new Promise<void>((done) => (let_go = done)), () => let_go()];
+}
+
+test("a list of runs that does not come is asked for again", async () => {
+  feed = new Feed(server);
+  await settle();
+  server.before = (path) => {
+    if (path.startsWith("runs?")) throw new RequestFailed("away", 502);
+  };
+  server.ended = "its session has ended";
+  for (const id of [9, 10]) server.listener!.onEvent(created(id));
+  await settle();
+  expect([lists(), feed.runs[0]!.ended]).toEqual([2, null]);
+  server.before = () => {};
+  await jest.advanceTimersByTimeAsync(2_500);
+  expect([lists(), feed.runs[0]!.ended]).toEqual([3, "its session has ended"]);
+  await jest.advanceTimersByTimeAsync(10_000);
+  expect(lists()).toBe(3);
+});
+
+test("lists of runs are asked for one after the other, and the last is what is shown", async () => {
+  feed = new Feed(server);
+  await settle();
+  const [first, go] = held();
+  server.before = (path) => (path.startsWith("runs?") ? first : undefined);
+  for (const id of [9, 10, 11]) server.listener!.onEvent(created(id));
+  await settle();
+  expect(lists()).toBe(2);
+  server.before = () => {};
+  go();
+  await settle();
+  expect(lists()).toBe(3);
+});
+
+test("after a connection that died nothing waits for what was asked by it", async () => {
+  feed = new Feed(server);
+  await settle();
+  const [never] = held();
+  server.before = () => never;
+  server.listener!.onEvent(created(9));
+  await settle();
+  server.before = () => {};
+  server.listener!.onState(false);
+  server.ended = "its session has ended";
+  server.listener!.onState(true);
+  await settle();
+  expect(feed.runs[0]!.ended).toBe("its session has ended");
+});
+
+test("states that cannot be looked up are said to be, until they can", async () => {
+  feed = new Feed(server);
+  feed.watch("a");
+  await settle();
+  server.down = true;
+  await jest.advanceTimersByTimeAsync(3_000);
+  expect([feed.connection, feed.problem]).toEqual(["live", "down"]);
+  server.down = false;
+  await jest.advanceTimersByTimeAsync(3_000);
+  expect(feed.problem).toBeNull();
+  server.before = (path) => {
+    if (path === "runs/a") throw new RequestFailed("There is no run.", 404);
+  };
+  await jest.advanceTimersByTimeAsync(3_000);
+  expect(feed.problem).toBeNull();
+});
+
+test("a state that is not answered is asked for once", async () => {
+  feed = new Feed(server);
+  feed.watch("a");
+  await settle();
+  const [never] = held();
+  server.before = () => never;
+  const before = server.asked.length;
+  await jest.advanceTimersByTimeAsync(30_000);
+  expect(server.asked.length - before).toBe(1);
+  server.before = () => {};
+  server.listener!.onState(false);
+  server.listener!.onState(true);
+  await settle();
+  expect(server.asked.filter((path) => path === "runs/a").length).toBeGreaterThan(2);
+});
+
+test("an answer that was overtaken by a newer one does not count", async () => {
+  feed = new Feed(server);
+  const watched = feed.watch("a");
+  await settle();
+  const [late, go] = held();
+  server.before = () => late;
+  const older = watched.refresh();
+  server.before = () => {};
+  server.ended = "its session has ended";
+  await watched.refresh();
+  server.ended = null;
+  go();
+  await older;
+  expect(watched.run!.ended).toBe("its session has ended");
+});
+
+test("events do not pile up for a run whose history cannot be read", async () => {
+  feed = new Feed(server);
+  const watched = feed.watch("a");
+  server.before = (path) => {
+    if (path.startsWith("runs/a")) throw new RequestFailed("There is no run.", 404);
+  };
+  await settle();
+  expect(watched.problem).toBe("There is no run.");
+  for (let id = 8; id < 100; id++) server.listener!.onEvent(stepEvent(id));
+  const kept = Object.values(watched).filter(Array.isArray);
+  expect(kept.flat()).toEqual([]);
+});
+
+test("what came while a history could not be read is there once it can", async () => {
+  feed = new Feed(server);
+  const watched = feed.watch("a");
+  server.before = (path) => {
+    if (path.startsWith("runs/a")) throw new RequestFailed("away", 502);
+  };
+  await settle();
+  server.steps.push(step(8));
+  server.listener!.onEvent(stepEvent(8));
+  server.before = () => {};
+  await jest.advanceTimersByTimeAsync(2_500);
+  server.listener!.onEvent(stepEvent(9));
+  expect(watched.loading).toBe(false);
+  expect(steps()).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9]);
 });

@@ -19,3 +19,15 @@ test("the first is sent at once, the last for certain, and what lies between is 
   expect(sent).toEqual([1, 4]);
   expect(settled).toBe(1);
 });
+
+test("what was let go of is not sent", async () => {
+  const sent: number[] = [];
+  const send = async (value: number) => void sent.push(value);
+  const latest = new Latest<number>(send, () => {}, 5);
+  for (const value of [1, 2]) latest.put(value);
+  latest.drop();
+  await new Promise((resolve) => setTimeout(resolve, 30));
+  expect(sent).toEqual([1]);
+  latest.put(3);
+  expect(sent).toEqual([1, 3]);
+});

@@ -49,6 +49,20 @@ test("how long it will take is told where the client has said how many steps it 
   ]);
 });
 
+test("after a rewind the steps that are made again take time, and an ended run takes none", () => {
+  const session_tags = ["total_steps=100"];
+  const branches = [{ number: 1, parent: 0, step: 6 }];
+  const rewound = shown({}, { session_tags, branches });
+  expect([rewound.text.ETA, rewound.bar]).toEqual([["1 min 34 s", ""], 0.06]);
+  const ended = shown({}, { session_tags, ended: "it was closed" });
+  expect([ended.text.ETA, ended.bar]).toEqual([undefined, 0.4]);
+});
+
+test("time goes on to the newest step", () => {
+  expect(shown({}).text.Elapsed).toEqual(["40 s", ""]);
+  expect(shown({ time: 1000 + 3_725 }).text.Elapsed).toEqual(["1 h 2 min", ""]);
+});
+
 test("a rewound run is at the step that it went back to", () => {
   const branches = [{ number: 1, parent: 0, step: 6 }];
   expect(shown({}, { branches }).text.Step).toEqual(["6", "rewound from 40"]);

@@ -100,6 +100,14 @@ test("what was typed for one run is not meant for another", () => {
   expect(asked).toEqual([{ grad_clip_norm: 3 }, { learning_rate_scale: 0.5 }]);
 });
 
+test("a change that waits for the one before it is not sent to another run", async () => {
+  type("Learning rate scale, exactly", "0.5");
+  type("Learning rate scale, exactly", "0.25");
+  steering.show({ ...steered({}), run_id: "b" }, true);
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  expect(asked).toEqual([{ learning_rate_scale: 0.5 }]);
+});
+
 test("a ramp goes along with scale and value", async () => {
   type("Steps in which", "100");
   type("Learning rate scale, exactly", "0.5");

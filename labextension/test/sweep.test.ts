@@ -3,6 +3,7 @@ import {
   type Sweep,
   suggested,
   told,
+  whyNoCancel,
   whyNoSweep,
   whyUnused,
 } from "../src/panel/sweep.js";
@@ -94,6 +95,9 @@ test("a sweep that cannot be begun, and a suggestion that cannot be used, say wh
   expect(whyNoSweep(null, true, DONE)).toContain("no run");
   expect(whyNoSweep(RUN, true, null)).toContain("looked up");
   expect(whyNoSweep(RUN, true, RUNNING)).toContain("under way");
+  expect(whyNoCancel(true, RUNNING)).toBeNull();
+  expect(whyNoCancel(false, RUNNING)).toContain("does not answer");
+  expect(whyNoCancel(true, { ...RUNNING, stage: "stopping" })).toContain("once the engine");
   expect(whyUnused(RUN, true, DONE)).toBeNull();
   expect(whyUnused(RUN, true, RUNNING)).toContain("no suggestion");
   expect(whyUnused({ ...RUN, ended: "closed" }, true, DONE)).toContain("closed");

@@ -124,6 +124,44 @@ test("after a sleep it is made again, for it may be dead without a sign", () => 
   expect(newest().url).toBe("/tinker/events?after=20");
 });
 
+test("one that is silent for long is said to be lost, and made again", () => {
+  newest().onopen?.();
+  newest().say(stepEvent(20));
+  jest.advanceTimersByTime(40_000);
+  expect([FakeSource.all.length, states]).toEqual([1, [true]]);
+  jest.advanceTimersByTime(10_000);
+  expect(FakeSource.all).toHaveLength(2);
+  expect(FakeSource.all[0]!.readyState).toBe(FakeSource.CLOSED);
+  expect(newest().url).toBe("/tinker/events?after=20");
+  expect(states).toEqual([true, false]);
+  jest.advanceTimersByTime(25_000); // the next one does not even open
+  expect(FakeSource.all).toHaveLength(3);
+  newest().onopen?.();
+  expect(states.at(-1)).toBe(true);
+});
+
+test("a server that says nothing but that it is there is no silent one", () => {
+  newest().onopen?.();
+  for (let beats = 0; beats < 20; beats++) {
+    jest.advanceTimersByTime(15_000);
+    newest().say({ ...stepEvent(0), kind: "heartbeat" });
+  }
+  expect([FakeSource.all.length, states, heard]).toEqual([1, [true], []]);
+});
+
+test("where the network comes back the connection is not trusted", () => {
+  const listeners = new Map<string, () => void>();
+  const added = { addEventListener: (name: string, told: () => void) => listeners.set(name, told) };
+  Object.assign(globalThis, added);
+  stream.close();
+  const listener = { onEvent: () => {}, onState: (state: boolean) => states.push(state) };
+  stream = new Stream("/tinker/events", 7, listener, FakeSource as unknown as typeof EventSource);
+  newest().onopen?.();
+  listeners.get("online")!();
+  expect(states).toEqual([true, false]);
+  Object.assign(globalThis, { addEventListener: undefined });
+});
+
 test("closed, it is silent and holds no connection or timer", () => {
   stream.close();
   expect(newest().readyState).toBe(FakeSource.CLOSED);

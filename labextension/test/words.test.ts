@@ -50,11 +50,12 @@ test("marks of one step are one, and a guard's is grave", () => {
     event(2, "guard", { rule: "loss_spike", reason: "it is high", paused: true }),
     event(3, "checkpoint_saved", { path: "p" }, 6),
     event(4, "rewound", { abandoned: { branch: 0, step: 9 } }, 7),
+    event(6, "resumed", {}, 7),
     event(5, "guard", { rule: "non_finite", reason: "a loss is not finite", paused: false }, 8),
   ]);
   expect(marks.map(({ step: at, text, grave }) => [at, text, grave])).toEqual([
     [5, "LR 1e-5, loss spike", true],
-    [7, "rewound from 9", false],
+    [7, "rewound from 9, resumed", false],
     [8, "skipped", true],
   ]);
 });
@@ -65,11 +66,13 @@ test("throughput counts the tokens after the first of the steps", () => {
   for (let id = 1; id <= 50; id++) series.add(step(id, { time: id * 2, tokens: id }));
   const tokens = Array.from({ length: 20 }, (_, i) => 31 + i).reduce((sum, n) => sum + n);
   expect(throughput(series)).toBeCloseTo(tokens / 40, 12);
-  expect(remaining({ ...RUN, user_metadata: { total_steps: 60 } }, series)).toBeCloseTo(20, 12);
-  expect(remaining(RUN, series)).toBeNaN();
+  expect(remaining({ ...RUN, user_metadata: { total_steps: 60 } }, series, 50)).toBeCloseTo(20, 12);
+  expect(remaining(RUN, series, 50)).toBeNaN();
   const tagged = { ...RUN, session_tags: ["mine", "total_steps=60"] };
-  expect(remaining(tagged, series)).toBeCloseTo(20, 12);
+  expect(remaining(tagged, series, 50)).toBeCloseTo(20, 12);
+  expect(remaining(tagged, series, 30)).toBeCloseTo(60, 12); // after a rewind
+  expect(remaining({ ...tagged, ended: "it was closed" }, series, 50)).toBeNaN();
   for (const total of ["many", -1, null, {}]) {
-    expect(remaining({ ...RUN, user_metadata: { total_steps: total } }, series)).toBeNaN();
+    expect(remaining({ ...RUN, user_metadata: { total_steps: total } }, series, 50)).toBeNaN();
   }
 });

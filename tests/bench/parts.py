@@ -13,6 +13,7 @@ from tests.bench import ours
 from tests.bench.compute import compute
 from tests.bench.data import batches
 from tests.bench.history import history
+from tests.bench.load import load
 from tests.bench.loops import Loop, child, loop
 from tests.bench.noise import Noise
 from tests.bench.panel import panel
@@ -203,6 +204,7 @@ def _watched(server: Server, rate: int, count: int) -> tuple[dict[str, Any], lis
 
 PARTS = {
     "start": start,
+    "load": load,
     "memory": memory,
     "overhead": overhead,
     "responsiveness": responsiveness,

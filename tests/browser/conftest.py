@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
 
-from tests.browser.lab import CONFIG, LAB, Lab, chromium, prepare, until
+from tests.browser.lab import CONFIG, LAB, Lab, chromium, prepare, screenshot_path, until
 from tests.servers import Server, start_server
 
 BUILT = Path(__file__).parents[2] / "jupyter_tinker" / "labextension"
+CHROMIUM = pytest.StashKey[str]()  # which one the tests look with
 # Its kernels run a widget's callbacks beside a busy cell, which those of 7.4.0 do not.
 OLDER_IPYKERNEL = "7.2.0"
 
@@ -30,7 +31,7 @@ def playwright() -> Iterator[Playwright]:
 
 
 @pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
+def browser(playwright: Playwright, request: pytest.FixtureRequest) -> Iterator[Browser]:
     """A missing browser is an error: nothing here is skipped."""
     path, origin = chromium()
     try:
@@ -39,7 +40,8 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
         )
     except Error as error:
         pytest.fail(f"No Chromium starts ({origin}): {error}")
-    print(f"Chromium {started.version} from {origin}", file=sys.stderr)
+    where = path or playwright.chromium.executable_path
+    request.config.stash[CHROMIUM] = f"Chromium {started.version} at {where}, from {origin}"
     yield started
     started.close()
 
@@ -94,12 +96,14 @@ def older_kernel(lab_server: Server, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     """Its last look is kept in the folder that TINKER_SCREENSHOTS names, if it does."""
+    # What a process of its own prints is not seen: the reports carry it.
+    request.node.user_properties.append(("chromium", request.config.stash[CHROMIUM]))
     context = browser.new_context(viewport={"width": 1300, "height": 1150})
     context.set_default_timeout(150_000)
     page = context.new_page()
     yield page
-    if folder := os.environ.get("TINKER_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"end-of-{request.node.name}.png")
+    if path := screenshot_path(f"end-of-{request.node.name}"):
+        page.screenshot(path=path)
     context.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,17 @@ def _install_chromium() -> tuple[str | None, str]:
             return found, "Debian's package"
     subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=True)
     return None, "playwright install"
+
+
+def screenshot_path(name: str) -> Path | None:
+    """Where to keep a screenshot: in the folder that TINKER_SCREENSHOTS names, which is made; None
+    where it names none."""
+    folder = os.environ.get("TINKER_SCREENSHOTS")
+    if not folder:
+        return None
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    plain = re.sub(r"[^-.\w]+", "-", name)
+    return Path(folder) / f"{plain}.png"
 
 
 def prepare(home: Path) -> None:
@@ -257,14 +269,14 @@ class Lab:
 
     def screenshot(self, name: str) -> None:
         """Kept in the folder that TINKER_SCREENSHOTS names, if it does."""
-        if folder := os.environ.get("TINKER_SCREENSHOTS"):
+        if path := screenshot_path(name):
             self.page.wait_for_timeout(600)  # for what is still being drawn
-            self.panel.screenshot(path=Path(folder) / f"{name}.png")
+            self.panel.screenshot(path=path)
 
     def page_screenshot(self, name: str) -> None:
         """Of the whole page, kept as those of the panel."""
-        if folder := os.environ.get("TINKER_SCREENSHOTS"):
-            self.page.screenshot(path=Path(folder) / f"{name}.png")
+        if path := screenshot_path(name):
+            self.page.screenshot(path=path)
 
 
 def until(said: Callable[[], Any], seconds: float = 150.0) -> Any:

@@ -6,14 +6,13 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from playwright.sync_api import Locator, Page, TimeoutError, expect
 
-from tests.browser.lab import PANEL, Lab, until
+from tests.browser.lab import PANEL, Lab, screenshot_path, until
 from tests.raw import RawRun, some_data
 from tests.servers import Server
 
@@ -68,9 +67,9 @@ def external(lab_server: Server) -> External:
 
 def _keep(page: Page, name: str) -> None:
     """The whole page, in the folder that TINKER_SCREENSHOTS names, if it does."""
-    if folder := os.environ.get("TINKER_SCREENSHOTS"):
+    if path := screenshot_path(name):
         page.wait_for_timeout(800)
-        page.screenshot(path=Path(folder) / f"{name}.png")
+        page.screenshot(path=path)
 
 
 def _sidebar(lab: Lab) -> Locator:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from playwright.sync_api import expect
 
@@ -10,7 +12,9 @@ from tests.browser.lab import PANEL, Lab, until
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-def test_a_learning_rate_is_found_and_used_while_a_cell_trains(lab: Lab) -> None:
+def test_a_learning_rate_is_found_and_used_while_a_cell_trains(
+    lab: Lab, change_theme: Callable[[str], None]
+) -> None:
     lab.page.set_viewport_size({"width": 1300, "height": 1500})
     # So slow that there is much left to learn.
     lab.open(PANEL, lab.loop().replace("1e-3", "1e-6"))
@@ -68,7 +72,7 @@ def test_a_learning_rate_is_found_and_used_while_a_cell_trains(lab: Lab) -> None
     panel.get_by_role("tab", name="What happened").click()
     expect(panel.locator(".jt-list")).to_contain_text("the sweep suggests LR")
     panel.get_by_role("tab", name="LR finder").click()
-    lab.command("apputils:change-theme", theme="JupyterLab Dark")
+    change_theme("JupyterLab Dark")
     lab.command("application:toggle-left-area")
     lab.page.set_viewport_size({"width": 760, "height": 1500})
     lab.screenshot("finder-dark-narrow")

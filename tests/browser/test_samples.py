@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -106,7 +107,9 @@ def test_a_paused_run_answers_on_a_click_and_text_is_only_text(training: Lab) ->
     expect(samples.get_by_label("Prompt 4", exact=True)).to_be_focused()
 
 
-def test_samples_of_a_branch_that_was_left_and_narrow_and_dark(training: Lab) -> None:
+def test_samples_of_a_branch_that_was_left_and_narrow_and_dark(
+    training: Lab, change_theme: Callable[[str], None]
+) -> None:
     lab = training
     samples = _open(lab.panel)
     samples.get_by_label("Prompt 1", exact=True).fill(PROMPTS[0])
@@ -128,7 +131,7 @@ def test_samples_of_a_branch_that_was_left_and_narrow_and_dark(training: Lab) ->
         expect(samples.get_by_role("button", name="Less").first).to_have_attribute(
             "aria-expanded", "true"
         )
-    lab.command("apputils:change-theme", theme="JupyterLab Dark")
+    change_theme("JupyterLab Dark")
     lab.screenshot("samples-dark")
     lab.command("application:toggle-left-area")
     lab.page.set_viewport_size({"width": 690, "height": 1300})
@@ -137,4 +140,3 @@ def test_samples_of_a_branch_that_was_left_and_narrow_and_dark(training: Lab) ->
     width = samples.locator(".jt-answers-box").evaluate("box => box.scrollWidth - box.clientWidth")
     assert width <= 0  # cards, and nothing to scroll to at the side
     lab.screenshot("samples-narrow")
-    lab.command("apputils:change-theme", theme="JupyterLab Light")

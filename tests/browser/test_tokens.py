@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,9 @@ def test_the_losses_are_those_that_the_client_got(shown: Shown, sequences: Any) 
         assert f"token {sequences[number][0][at]}" in shown.about
 
 
-def test_text_reads_as_it_was_written_and_is_no_html(shown: Shown) -> None:
+def test_text_reads_as_it_was_written_and_is_no_html(
+    shown: Shown, change_theme: Callable[[str], None]
+) -> None:
     until(lambda: shown.step >= 40)  # so that there is something to see in its shades
     shown.hold()
     text = shown.texts.filter(has_text="Welt").inner_text()
@@ -175,10 +178,10 @@ def test_text_reads_as_it_was_written_and_is_no_html(shown: Shown) -> None:
     shown.lab.screenshot("tokens-light")
     ground = "panel => getComputedStyle(panel).backgroundColor"
     light = shown.lab.panel.evaluate(ground)
-    shown.lab.command("apputils:change-theme", theme="JupyterLab Dark")
+    change_theme("JupyterLab Dark")
     until(lambda: shown.lab.panel.evaluate(ground) != light)
     shown.lab.screenshot("tokens-dark")
-    shown.lab.command("apputils:change-theme", theme="JupyterLab Light")
+    change_theme("JupyterLab Light")
     shown.lab.command("application:toggle-left-area")
     shown.lab.page.set_viewport_size({"width": 760, "height": 1300})
     shown.lab.screenshot("tokens-narrow")

@@ -379,7 +379,7 @@ class _Events(_Handler):
         newest = self.stub.events[-1]["id"] if self.stub.events else 0
         seen = int(self.request.headers.get("Last-Event-ID", newest))
         self.set_header("Content-Type", "text/event-stream")
-        self.write(f"retry: 10\nid: {seen}\n\n: hello\n\n")
+        self.write(f"retry: 10\nid: {seen}\n\n: hello\n\nevent: heartbeat\ndata: {{}}\n\n")
         await self.flush()
         self.stub.watchers.add(self)
         known: dict[int, Any] = {}

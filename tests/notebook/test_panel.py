@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from urllib.parse import unquote
 
 import pytest
@@ -62,3 +63,59 @@ def test_what_the_browser_says_is_observed_and_not_sent_back(named: Stub) -> Non
     (posted,) = _posts(named)
     assert SECOND in unquote(posted[0])
     assert posted[1] == {"paused": False}
+
+
+def test_an_observer_of_what_the_browser_says_can_steer(named: Stub) -> None:
+    panel = jupyter_tinker.Panel(SECOND)
+    panel.observe(lambda _: setattr(panel, "paused", True), "loss")
+    # In one message, as the browser sends it: here `paused` is what was before.
+    panel.set_state({"current_run": SECOND, "loss": 9.0, "step": 3, "paused": False})
+    assert panel.paused is True
+    assert named.runs[1].controls.paused is True
+    assert [body for _, body in _posts(named)] == [{"paused": True}]
+
+
+def test_an_observer_chooses_a_run_by_its_short_name(named: Stub) -> None:
+    panel = jupyter_tinker.Panel(SECOND)
+    panel.observe(lambda _: setattr(panel, "run", "latest"), "state")
+    panel.set_state({"state": "ended"})
+    assert panel.run == THIRD
+
+
+def test_a_thread_steers_while_another_is_told(named: Stub) -> None:
+    panel = jupyter_tinker.Panel(SECOND)
+
+    def steer(_: object) -> None:
+        with panel._told(True):  # as amid a message of the browser
+            other = threading.Thread(target=setattr, args=(panel, "grad_clip_norm", 0.5))
+            other.start()
+            other.join()
+
+    panel.observe(steer, "step")
+    panel.set_state({"step": 1})
+    assert named.runs[1].controls.grad_clip_norm == 0.5
+
+
+def test_controls_that_it_is_made_with_are_asked_for(named: Stub) -> None:
+    panel = jupyter_tinker.Panel(SECOND, paused=True, learning_rate_scale=0.5)
+    assert (panel.paused, panel.learning_rate_scale) == (True, 0.5)
+    controls = named.runs[1].controls
+    assert (controls.paused, controls.learning_rate_scale) == (True, 0.5)
+    jupyter_tinker.Panel(SECOND, paused=False)  # as is its default, and said all the same
+    assert named.runs[1].controls.paused is False
+
+
+def test_one_that_is_made_with_what_cannot_be_is_refused(named: Stub) -> None:
+    with pytest.raises(TraitError, match="learning_rate_scale must be a finite number above 0"):
+        jupyter_tinker.Panel(SECOND, paused=True, learning_rate_scale=-1.0)
+    assert named.runs[1].controls.paused is False
+    with pytest.raises(TraitError):
+        jupyter_tinker.Panel(SECOND, paused="yes")
+    named.runs = []
+    with pytest.raises(TraitError, match="no run"):
+        jupyter_tinker.Panel(paused=True)
+
+
+def test_without_a_server_controls_are_refused(nowhere: None) -> None:
+    with pytest.raises(TraitError, match="server"):
+        jupyter_tinker.Panel(paused=True)

@@ -53,11 +53,11 @@ def progress(body: bytes) -> list[dict[str, Any]]:
 
 def parse(body: bytes) -> list[Event]:
     """The events in whole blocks, whose lines must agree with their data; how far long work is
-    is none."""
+    is none, nor that the server is there."""
     found = []
     for block in body.decode().split("\n\n"):
         said = fields(block)
-        if "data" not in said or said["event"] == "progress":
+        if "data" not in said or said["event"] in ("progress", "heartbeat"):
             continue
         event = Event(**json.loads(said["data"]))
         assert (said["id"], said["event"]) == (str(event.id), event.kind)

@@ -265,7 +265,7 @@ async def test_silence_is_broken_by_heartbeats(
     async with watch() as stream:
         await stream.block()
         for _ in range(3):
-            assert await stream.block() == ": still here\n\n"
+            assert await stream.block() == "event: heartbeat\ndata: {}\n\n"
         assert stream.last_id == "0"
 
 

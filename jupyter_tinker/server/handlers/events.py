@@ -16,7 +16,9 @@ from ..watchers import Watcher
 from .base import TinkerHandler
 
 _HEARTBEAT_SECONDS = 15.0  # below the minute after which proxies take a connection for dead
-_HEARTBEAT = b": still here\n\n"
+# A message and no comment: a browser's EventSource tells of none, and could not tell a quiet server
+# from a connection that died without a sign.
+_HEARTBEAT = b"event: heartbeat\ndata: {}\n\n"
 _RETRY_MILLISECONDS = 2000
 _MAX_RUNS = 100  # in one request; who wants more watches all
 # Small enough that whoever reads at all takes one within `stall_seconds`.

@@ -1,7 +1,13 @@
 // The panel's way to the server by JupyterLab's own settings: its URL, its token, its XSRF cookie.
 
 import type { ServerConnection } from "@jupyterlab/services";
-import { RequestFailed, Stream, type StreamListener, type Transport } from "../panel/transport.js";
+import {
+  READING,
+  RequestFailed,
+  Stream,
+  type StreamListener,
+  type Transport,
+} from "../panel/transport.js";
 import type { TinkerEvent } from "../panel/types.js";
 
 type Ask = typeof ServerConnection.makeRequest;
@@ -24,7 +30,7 @@ export class LabTransport implements Transport {
   }
 
   async get<T>(path: string): Promise<T> {
-    return this.send<T>(path, {});
+    return this.send<T>(path, { signal: AbortSignal.timeout(READING) });
   }
 
   async post<T>(path: string, body: unknown): Promise<T> {

@@ -2,6 +2,7 @@
 
 import { confirm } from "./confirm.js";
 import type { Notices } from "./notices.js";
+import { nameOf } from "./picker.js";
 import type { Actions } from "./steering.js";
 import type { Transport } from "./transport.js";
 import type { Watched } from "./watched.js";
@@ -14,11 +15,12 @@ const MEANINGS: Record<Offer, string> = {
   Fork: "Fork: the run is left alone, and you get a path that another run can start from.",
 };
 
-/** Of the run that `current` gives, at the time when something is done. */
+/** Of the run that `current` gives at the time when something is begun, whatever is shown later. */
 export class RunActions implements Actions {
   readonly change = (fields: Record<string, unknown>) =>
-    this.doing(async (watched) => {
-      await this.transport.post(`${watched.path}/controls`, fields);
+    this.doing(this.current(), async ({ path }) => {
+      await this.transport.post(`${path}/controls`, fields);
+      return "";
     });
   readonly rewind = (step: number, branch: number | null) => this.ask(step, branch, ["Rewind"]);
   readonly fork = (step: number, branch: number | null) => this.ask(step, branch, ["Fork"]);
@@ -32,41 +34,57 @@ export class RunActions implements Actions {
     private readonly root: () => HTMLElement,
   ) {}
 
-  /** Ask which of these is meant for a step, and do it. */
+  /** Ask which of these is meant for a step of the run that is shown now, and do it. */
   ask(step: number, branch: number | null, offers: Offer[] = ["Rewind", "Fork"]): void {
+    const watched = this.current();
+    if (!watched) return;
     const place: Place = branch === null ? { step } : { step, branch };
-    const acts = { Rewind: () => void this.rewound(place), Fork: () => void this.forked(place) };
+    const acts = {
+      Rewind: () => void this.rewound(watched, place),
+      Fork: () => void this.forked(watched, place),
+    };
     confirm(this.root(), {
       title: `Step ${step}${branch ? ` of branch ${branch}` : ""}`,
+      about: nameOf(watched),
       text: offers.map((offer) => MEANINGS[offer]).join(" "),
       actions: Object.fromEntries(offers.map((offer) => [offer, acts[offer]])),
     });
   }
 
-  private rewound(place: Place): Promise<void> {
-    return this.doing(async (watched) => {
-      await this.transport.post(`${watched.path}/rewind`, place);
-      this.notices.tell(`The run is at step ${place.step}.`);
-    }, `Going back to step ${place.step} …`);
+  private rewound(watched: Watched, place: Place): Promise<void> {
+    const work = async ({ path }: Watched) => {
+      await this.transport.post(`${path}/rewind`, place);
+      return `The run is at step ${place.step}.`;
+    };
+    return this.doing(watched, work, `Going back to step ${place.step} …`);
   }
 
-  private forked(place: Place): Promise<void> {
-    return this.doing(async (watched) => {
-      const { path } = await this.transport.post<{ path: string }>(`${watched.path}/fork`, place);
-      this.notices.tell(`Start a run from ${path}`);
-    }, `Making a checkpoint of step ${place.step} …`);
+  private forked(watched: Watched, place: Place): Promise<void> {
+    const work = async (run: Watched) => {
+      const { path } = await this.transport.post<{ path: string }>(`${run.path}/fork`, place);
+      return `Start a run from ${path}`;
+    };
+    return this.doing(watched, work, `Making a checkpoint of step ${place.step} …`);
   }
 
-  /** Do something, and say so; what the server refuses is said, too. */
-  private async doing(work: (watched: Watched) => Promise<void>, about = ""): Promise<void> {
-    const watched = this.current();
+  /**
+   * Do something, and say what came of it; what the server refuses is said, too. Under another run,
+   * which may be shown by then, nothing is said.
+   */
+  private async doing(
+    watched: Watched | null,
+    work: (watched: Watched) => Promise<string>,
+    about = "",
+  ): Promise<void> {
     if (!watched) return;
-    this.notices.tell(about);
+    const shown = () => this.current()?.id === watched.id;
+    if (shown()) this.notices.tell(about);
     try {
-      await work(watched);
-      await watched.refresh();
+      const done = await work(watched);
+      if (done && shown()) this.notices.tell(done);
+      if (shown()) await this.current()?.refresh();
     } catch (error) {
-      this.notices.fail(error instanceof Error ? error.message : String(error));
+      if (shown()) this.notices.fail(error instanceof Error ? error.message : String(error));
     }
   }
 }

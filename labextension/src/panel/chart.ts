@@ -1,6 +1,7 @@
 // The curves: loss, gradient norm and learning rate over the same steps.
 
 import Plotly, { type PlotElement } from "plotly.js-basic-dist-min";
+import { inWords } from "./legend.js";
 import { drawnMarks, marksOf } from "./marks.js";
 import { onThemeChange, readTheme } from "./theme.js";
 import { tracesOf } from "./traces.js";
@@ -38,6 +39,8 @@ export class Chart {
 
   constructor(private readonly onPick: (step: number, branch: number) => void) {
     this.element.className = "jt-chart";
+    this.element.setAttribute("role", "img");
+    this.name();
     const seen = new IntersectionObserver((entries) => {
       this.visible = entries.some((entry) => entry.isIntersecting);
       this.schedule();
@@ -86,7 +89,15 @@ export class Chart {
     this.element.remove();
   }
 
+  private name(): void {
+    const name = inWords(this.runs);
+    if (this.element.getAttribute("aria-label") !== name) {
+      this.element.setAttribute("aria-label", name);
+    }
+  }
+
   private async draw(): Promise<void> {
+    this.name();
     const width = this.element.clientWidth;
     const state = [this.settings, ...this.runs.map((run) => `${run.id} ${run.version}`)].join();
     if (width === 0 || state === this.drawn) return;

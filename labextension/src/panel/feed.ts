@@ -1,5 +1,6 @@
 // What a page knows of its server: one stream of events for all its panels.
 
+import { Renewal } from "./renewal.js";
 import { RequestFailed, ServerTransport, type Transport } from "./transport.js";
 import type { Run, Status, Task, TinkerEvent } from "./types.js";
 import { Watched } from "./watched.js";
@@ -25,6 +26,14 @@ export class Feed {
   readonly tasks = new Map<number, Task>();
   private readonly watched = new Map<string, Watched>();
   private readonly listeners = new Set<() => void>();
+  private readonly listing = this.renewal("runs?limit=1000", ({ runs }: { runs: Run[] }) => {
+    this.runs = runs;
+  });
+  private readonly looking = this.renewal("status", (status: Status) => {
+    this.status = status;
+  });
+  /** Those whose state is being asked for. */
+  private asking = new Set<Watched>();
   private readonly timers = new Set<ReturnType<typeof setTimeout>>();
   private stop: (() => void) | null = null;
   private telling = false;
@@ -78,11 +87,13 @@ export class Feed {
    */
   private async start(): Promise<void> {
     try {
-      await this.refreshRuns();
+      const { runs } = await this.transport.get<{ runs: Run[] }>("runs?limit=1000");
+      this.runs = runs;
+      this.changed();
     } catch (error) {
       if (this.disposed) return;
       this.connection = "reconnecting";
-      this.problem = error instanceof RequestFailed ? error.message : String(error);
+      this.problem = said(error);
       this.changed();
       this.after(RETRY, () => void this.start());
       return;
@@ -95,21 +106,18 @@ export class Feed {
       onProgress: (task, state) => this.progressed(task, state),
     });
     for (const watched of this.watched.values()) this.load(watched);
-    this.refreshStatus();
+    this.looking.now();
   }
 
-  private refreshStatus(): void {
-    const told = this.transport.get<Status>("status").then((status) => {
-      this.status = status;
+  /** What the server says at a path, to be asked for again and again. */
+  private renewal<T>(path: string, take: (answer: T) => void): Renewal {
+    const ask = async (current: () => boolean) => {
+      const answer = await this.transport.get<T>(path);
+      if (!current() || this.disposed) return;
+      take(answer);
       this.changed();
-    });
-    told.catch(() => {});
-  }
-
-  private async refreshRuns(): Promise<void> {
-    const page = await this.transport.get<{ runs: Run[] }>("runs?limit=1000");
-    this.runs = page.runs;
-    this.changed();
+    };
+    return new Renewal(ask, (retry) => this.after(RETRY, retry));
   }
 
   private load(watched: Watched): void {
@@ -120,8 +128,8 @@ export class Feed {
 
   private heard(event: TinkerEvent): void {
     const { kind } = event;
-    if (kind === "run_created" || kind === "run_ended") this.refreshRuns().catch(() => {});
-    if (kind === "engine_started") this.refreshStatus();
+    if (kind === "run_created" || kind === "run_ended") this.listing.now();
+    if (kind === "engine_started") this.looking.now();
     if (event.run_id === null) for (const watched of this.watched.values()) watched.take(event);
     else this.watched.get(event.run_id)?.take(event);
     if (event.kind === "step") this.stepped();
@@ -154,10 +162,11 @@ export class Feed {
     const again = connected && this.connection === "reconnecting";
     this.connection = connected ? "live" : "reconnecting";
     this.problem = connected ? null : problem || "The server does not answer; trying again.";
+    if (!connected) this.forget();
     if (again) {
-      this.refreshRuns().catch(() => {});
+      this.listing.now();
       this.refreshStates();
-      this.refreshStatus();
+      this.looking.now();
     }
     this.changed();
   }
@@ -165,11 +174,38 @@ export class Feed {
   private refreshStates(): void {
     if (globalThis.document?.hidden || this.connection !== "live") return;
     for (const watched of this.watched.values()) {
-      if (!watched.loading) watched.refresh().catch(() => {});
+      if (!watched.loading) void this.refreshState(watched);
     }
   }
 
+  /** One question for a run at a time: on a connection that has died they would pile up. */
+  private async refreshState(watched: Watched): Promise<void> {
+    const { asking } = this;
+    if (asking.has(watched)) return;
+    asking.add(watched);
+    let problem: string | null = null;
+    try {
+      await watched.refresh();
+    } catch (error) {
+      // A run that is gone says nothing of the server.
+      if (!(error instanceof RequestFailed && error.status === 404)) problem = said(error);
+    }
+    asking.delete(watched);
+    if (asking !== this.asking || this.disposed) return;
+    if (this.connection !== "live" || problem === this.problem) return;
+    this.problem = problem;
+    this.changed();
+  }
+
+  /** What was asked by a connection that is lost may never be answered. */
+  private forget(): void {
+    this.listing.drop();
+    this.looking.drop();
+    this.asking = new Set();
+  }
+
   private after(milliseconds: number, work: () => void): void {
+    if (this.disposed) return;
     const timer = setTimeout(() => {
       this.timers.delete(timer);
       work();
@@ -184,6 +220,8 @@ export class Feed {
     });
   }
 }
+
+const said = (error: unknown) => (error instanceof Error ? error.message : String(error));
 
 // Every widget evaluates this file anew; a browser has six connections to a server for all of them.
 const FEEDS = Symbol.for("jupyter_tinker.feeds");

@@ -1,8 +1,17 @@
 // The learning rate finder: begins a sweep over a copy of the run, and shows what it finds.
 
 import { h, say } from "./dom.js";
+import { disable } from "./fields.js";
 import { FinderPlot } from "./finder_plot.js";
-import { progress, type Sweep, suggested, told, whyNoSweep, whyUnused } from "./sweep.js";
+import {
+  progress,
+  type Sweep,
+  suggested,
+  told,
+  whyNoCancel,
+  whyNoSweep,
+  whyUnused,
+} from "./sweep.js";
 import type { Tab } from "./tabs.js";
 import type { Transport } from "./transport.js";
 import type { Run } from "./types.js";
@@ -165,10 +174,9 @@ export class Finder implements Tab {
     const { sweep } = this;
     const run = this.watched?.run ?? null;
     const why = whyNoSweep(run, this.live, sweep);
-    this.form.disabled = why !== null;
-    this.form.title = why ?? "";
+    disable(this.form, why);
     const running = sweep?.status === "running";
-    say(this.why, running ? "" : (why ?? ""));
+    say(this.why, (running ? whyNoCancel(this.live, sweep) : why) ?? "");
     this.running.hidden = !running;
     const text = sweep ? told(sweep) : "";
     if (sweep && running) this.renderProgress(sweep, text);
@@ -183,9 +191,7 @@ export class Finder implements Tab {
     if (done === null) this.bar.removeAttribute("value");
     else this.bar.value = done;
     say(this.stage, text);
-    const stopping = sweep.stage === "stopping";
-    this.cancel.disabled = stopping || !this.live;
-    this.cancel.title = stopping ? "It stops once the engine has done what it is at." : "";
+    disable(this.cancel, whyNoCancel(this.live, sweep));
   }
 
   private renderUse(run: Run | null): void {
@@ -193,8 +199,7 @@ export class Finder implements Tab {
     this.useRow.hidden = rate === null;
     say(this.use, `Use this LR: ${short(rate)}`);
     const why = whyUnused(run, this.live, this.sweep);
-    this.use.disabled = why !== null;
-    this.use.title = why ?? "";
+    disable(this.use, why);
     say(this.used, why ?? "in the place of what the client asks, from the run's next step on");
   }
 }

@@ -19,6 +19,11 @@ export class Latest<T> {
     if (!this.busy) void this.run();
   }
 
+  /** Let go of what was not sent yet. */
+  drop(): void {
+    this.waiting = null;
+  }
+
   private async run(): Promise<void> {
     this.busy = true;
     while (this.waiting) {

@@ -105,6 +105,7 @@ export class LearningRate {
 
   /** Nothing is meant yet for the run that is shown from now on. */
   startAnew(): void {
+    this.changes.drop();
     this.settle();
     this.steps.settle();
   }

@@ -1,7 +1,7 @@
 // Which curve is whose: a line in the run's colour, its name, and the branches that it left.
 
 import { h, say } from "./dom.js";
-import { title } from "./picker.js";
+import { nameOf } from "./picker.js";
 import { runColour } from "./theme.js";
 import type { Watched } from "./watched.js";
 import { short, stepNow } from "./words.js";
@@ -62,7 +62,7 @@ class Entry {
 
   /** With other runs beside it, the entry has the run's numbers; alone they stand above. */
   show(watched: Watched, compared: boolean): void {
-    const name = watched.run ? title(watched.run) : this.id;
+    const name = nameOf(watched);
     say(this.name, name);
     say(this.numbers, compared ? numbersOf(watched) : "");
     say(this.left, branchesOf(watched));
@@ -70,6 +70,14 @@ class Entry {
     this.drop.title = `Compare no more with ${name}`;
     this.drop.setAttribute("aria-label", this.drop.title);
   }
+}
+
+/** What the curves show, for who does not see them. */
+export function inWords(runs: readonly Watched[]): string {
+  const [main, ...others] = runs.map((run) => `${nameOf(run)}: ${numbersOf(run)}`);
+  if (main === undefined) return "No curves: there is no run yet.";
+  const compared = others.length ? ` Compared with ${others.join("; ")}.` : "";
+  return `Curves of loss, gradient norm and learning rate over the steps of ${main}.${compared}`;
 }
 
 function numbersOf(watched: Watched): string {

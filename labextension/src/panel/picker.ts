@@ -4,6 +4,7 @@ import { h, say } from "./dom.js";
 import { isOwn, newestOwn } from "./following.js";
 import { runColour } from "./theme.js";
 import type { Run } from "./types.js";
+import type { Watched } from "./watched.js";
 
 export const MOST_RUNS = 6;
 const MOST_OFFERED = 50;
@@ -119,4 +120,9 @@ export function title(run: Run): string {
   const day = today ? "" : `${began.toLocaleDateString()} `;
   const [session = "", ...rest] = run.run_id.split(":");
   return `${run.base_model} · ${day}${time} · ${session.slice(0, 8)}:${rest.join(":")}`;
+}
+
+/** What a run is called, also before the server has told of it. */
+export function nameOf({ id, run }: Pick<Watched, "id" | "run">): string {
+  return run ? title(run) : id;
 }

@@ -51,7 +51,7 @@ const CARDS: Cards = {
     more: each(secondsEach(series)),
   }),
   Elapsed: ({ run, last }) => ({ value: duration(last.time - run.created_at) }),
-  ETA: ({ run, series }) => ({ value: duration(remaining(run, series)) }),
+  ETA: ({ run, series, step }) => ({ value: duration(remaining(run, series, step)) }),
   Memory: ({ last, status }) => ({
     value: bytes(last.memory_bytes),
     more: of(bytes(status?.status?.memory_total_bytes ?? Number.NaN)),

@@ -72,6 +72,13 @@ export function whyNoSweep(run: Run | null, live: boolean, sweep: Sweep | null):
   return null;
 }
 
+/** Why a sweep that is under way cannot be cancelled now; null if it can. */
+export function whyNoCancel(live: boolean, sweep: Sweep): string | null {
+  if (!live) return "The server does not answer, so the sweep cannot be cancelled.";
+  if (sweep.stage === "stopping") return "It stops once the engine has done what it is at.";
+  return null;
+}
+
 /** Why a suggestion cannot be used now; null if it can. */
 export function whyUnused(run: Run | null, live: boolean, sweep: Sweep | null): string | null {
   const rate = suggested(sweep);

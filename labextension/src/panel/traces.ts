@@ -2,7 +2,7 @@
 
 import { lineage } from "./branches.js";
 import { Columns } from "./decimate.js";
-import { title } from "./picker.js";
+import { nameOf } from "./picker.js";
 import type { Column, Series } from "./series.js";
 import { smooth } from "./smooth.js";
 import type { Theme } from "./theme.js";
@@ -75,8 +75,6 @@ const told = (name: string) => ({
   name,
   hovertemplate: "%{y:.4g}<extra>%{fullData.name}</extra>",
 });
-
-const nameOf = ({ id, run }: Watched) => (run ? title(run) : id);
 
 const clippedMarks = (theme: Theme) => ({
   ...SILENT,

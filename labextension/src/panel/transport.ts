@@ -43,6 +43,10 @@ const PATIENCE = 15_000;
 // Timers that come so late were asleep, and the connection may be dead without a sign.
 const TICK = 5_000;
 const ASLEEP = 90_000; // longer than browsers let the timers of hidden pages wait
+// The server says something every 15 seconds, if only that it is there.
+const SILENCE = 45_000;
+// A question that changes nothing is answered by then, or on a connection that has died.
+export const READING = 60_000;
 
 /** A `progress` message of the stream. */
 export interface TaskEvent {
@@ -67,7 +71,7 @@ export class ServerTransport implements Transport {
   }
 
   async get<T>(path: string): Promise<T> {
-    return this.ask<T>(path, {});
+    return this.ask<T>(path, { signal: AbortSignal.timeout(READING) });
   }
 
   async post<T>(path: string, body: unknown): Promise<T> {
@@ -116,13 +120,15 @@ function xsrf(): Record<string, string> {
  * An EventSource that never gives up, and goes on behind the last event that it has heard of.
  *
  * The browser connects again by itself where a connection breaks, but not after an answer other than
- * 200 (a proxy's, while the server starts), nor where a connection died in a sleep.
+ * 200 (a proxy's, while the server starts), nor where a connection died without a sign: in a sleep, or
+ * behind a proxy that keeps its half of it open.
  */
 export class Stream {
   private source: EventSource | null = null;
   private pause = FIRST_PAUSE;
   private retry: ReturnType<typeof setTimeout> | undefined;
   private lostAt: number | null = null;
+  private heardAt = Date.now();
   private tickedAt = Date.now();
   private readonly ticking: ReturnType<typeof setInterval>;
   private readonly wake = () => this.reopen();
@@ -153,19 +159,23 @@ export class Stream {
   private open(): void {
     const source = new this.Source(`${this.url}?after=${this.after}`);
     this.source = source;
+    this.heardAt = Date.now();
     source.onopen = () => {
+      this.heardAt = Date.now();
       this.pause = FIRST_PAUSE;
       this.lostAt = null;
       this.listener.onState(true);
     };
     source.onerror = () => this.lost();
-    const heard = (message: MessageEvent<string>) => {
-      if (source === this.source) this.heard(message);
-    };
-    for (const kind of KINDS) source.addEventListener(kind, heard);
-    source.addEventListener("progress", (message: MessageEvent<string>) => {
-      if (source === this.source) this.progressed(message);
-    });
+    const listen = (kind: string, told: (message: MessageEvent<string>) => void) =>
+      source.addEventListener(kind, (message: MessageEvent<string>) => {
+        if (source !== this.source) return;
+        this.heardAt = Date.now();
+        told(message);
+      });
+    for (const kind of KINDS) listen(kind, (message) => this.heard(message));
+    listen("progress", (message) => this.progressed(message));
+    listen("heartbeat", () => {});
   }
 
   private heard(message: MessageEvent<string>): void {
@@ -189,18 +199,20 @@ export class Stream {
     this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);
   }
 
+  /** Give up a connection that may be dead, and say so until another is there. */
   private reopen(): void {
+    this.lostAt = Date.now();
+    this.listener.onState(false);
     this.drop();
     this.open();
   }
 
   private tick(): void {
-    const late = Date.now() - this.tickedAt - TICK;
-    this.tickedAt = Date.now();
-    const hangs = this.lostAt !== null && Date.now() - this.lostAt > PATIENCE;
-    if (late > ASLEEP || (hangs && this.source !== null)) {
-      this.lostAt = hangs ? Date.now() : null;
-      this.reopen();
-    }
+    const now = Date.now();
+    const late = now - this.tickedAt - TICK;
+    this.tickedAt = now;
+    if (this.source === null) return; // another is made soon
+    const hangs = this.lostAt !== null && now - this.lostAt > PATIENCE;
+    if (late > ASLEEP || hangs || now - this.heardAt > SILENCE) this.reopen();
   }
 }

@@ -23,7 +23,10 @@ export class Watched {
   /** Rises with everything that is to be drawn. */
   version = 0;
   upto = lineage([]);
-  private early: TinkerEvent[] | null = [];
+  /** Events that came while the history is being read; null while it is not. */
+  private early: TinkerEvent[] | null = null;
+  private asked = 0;
+  private answered = 0;
   private lastEvent = 0;
   private refreshing: ReturnType<typeof setTimeout> | undefined;
 
@@ -39,18 +42,19 @@ export class Watched {
 
   /** Read the history; afterwards everything up to now is known. Rejects as the transport does. */
   async load(): Promise<void> {
-    this.early ??= [];
+    const early: TinkerEvent[] = [];
+    this.early = early;
     try {
       await this.refresh();
       await this.pages<Step>("steps", (step) => this.addStep(step));
       await this.pages<TinkerEvent>("events", (event) => this.addEvent(event));
     } catch (error) {
+      this.early = null;
       this.problem = error instanceof Error ? error.message : String(error);
       this.changed();
       if (!(error instanceof RequestFailed) || error.status === 404) return;
       throw error;
     }
-    const early = this.early;
     this.early = null;
     this.loading = false;
     this.problem = null;
@@ -59,15 +63,19 @@ export class Watched {
     this.changed();
   }
 
-  /** Take an event of the stream; before the history is there it waits. */
+  /** Take an event of the stream; while the history is read it waits, and before that it is a part of it. */
   take(event: TinkerEvent): void {
-    if (this.early) this.early.push(event);
-    else this.apply(event);
+    if (!this.loading) this.apply(event);
+    else this.early?.push(event);
   }
 
   /** What the server says of the run now. */
   async refresh(): Promise<void> {
+    this.asked += 1;
+    const number = this.asked;
     const run = await this.transport.get<Run>(this.path);
+    if (number < this.answered) return; // an older answer, which was overtaken
+    this.answered = number;
     // A step may have come by the stream while the answer was under way.
     const known = this.run?.last_step;
     if (known && known.id > (run.last_step?.id ?? 0)) run.last_step = known;

@@ -3,6 +3,9 @@
 import { RequestFailed, ServerTransport } from "./transport.js";
 
 const RETRY = 2_000;
+// What a proxy answers in the place of a server that starts, and a server that waits for another's end.
+const PASSING = new Set([502, 503, 504]);
+const MOST_PROXIED = 15;
 
 /** Jupyter's base URL for a page that it serves, with a slash at its end; null for any other. */
 export function pageBaseUrl(): string | null {
@@ -23,26 +26,42 @@ export type Way = "page" | "kernel" | "none";
 
 /**
  * The way to the server that is wanted. Another server's runs are never shown in the place of its
- * own, so the page's server must say that it is that one; while it says nothing it is asked again.
+ * own, so the page's server must say that it is that one; while it says nothing it is asked again,
+ * until `signal` says that nobody wants to know any more.
  */
 export async function findWay(
   wanted: Wanted,
   baseUrl: string | null,
   waiting: (why: string) => void,
-  pause: () => Promise<unknown> = () => new Promise((done) => setTimeout(done, RETRY)),
+  signal: AbortSignal,
+  pause: (signal: AbortSignal) => Promise<unknown> = rest,
 ): Promise<Way> {
   const other: Way = wanted.url ? "kernel" : "none";
   if (baseUrl === null) return other;
-  for (;;) {
+  const transport = new ServerTransport(baseUrl);
+  for (let proxied = 0; !signal.aborted; ) {
     try {
-      const { server_id } = await new ServerTransport(baseUrl).get<{ server_id?: string }>(
-        "status",
-      );
+      const { server_id } = await transport.get<{ server_id?: string }>("status");
       return wanted.url === "" || (wanted.id !== "" && wanted.id === server_id) ? "page" : other;
     } catch (error) {
-      if (!(error instanceof RequestFailed) || error.status !== null) return other;
-      waiting(error.message);
-      await pause();
+      if (!(error instanceof RequestFailed)) return other;
+      if (error.status !== null) proxied += 1;
+      if (error.status !== null && !PASSING.has(error.status)) return other;
+      // The kernel's server may be another, which is well.
+      if (proxied > MOST_PROXIED && other === "kernel") return other;
+      if (!signal.aborted) waiting(error.message);
+      await pause(signal);
     }
   }
+  return other;
+}
+
+function rest(signal: AbortSignal): Promise<void> {
+  return new Promise((done) => {
+    const timer = setTimeout(done, RETRY);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      done();
+    });
+  });
 }

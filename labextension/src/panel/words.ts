@@ -52,9 +52,13 @@ export function totalSteps(run: Run): number {
   return total > 0 ? total : Number.NaN;
 }
 
-/** Seconds until the run's end, where its client said how many steps it will make. */
-export function remaining(run: Run, series: Series): number {
-  return Math.max(0, totalSteps(run) - series.at("step", -1)) * secondsEach(series);
+/**
+ * Seconds until the end of a run that is at a step, where its client said how many it will make; NaN
+ * where it did not, or the run has ended.
+ */
+export function remaining(run: Run, series: Series, step: number): number {
+  if (run.ended !== null) return Number.NaN;
+  return Math.max(0, totalSteps(run) - step) * secondsEach(series);
 }
 
 /** Seconds between two steps, of the last ones; NaN for fewer than two. */
@@ -113,6 +117,7 @@ export function label(event: TinkerEvent): string {
     case "run_revived":
       return "revived";
     case "paused":
+    case "resumed":
     case "forked":
       return event.kind;
     default:
