@@ -309,7 +309,7 @@ def test_little_memory_holds_one_copy_at_a_time(
     assert (second.is_alive(), len(copies)) == (True, 1)
     going.set()
     second.join(10)
-    assert first.result()[0]["size"] > 0
+    assert first.result()[0]["size_bytes"] > 0
     assert not client.engine.snapshots._spare
 
 
