@@ -25,8 +25,10 @@ _LONGEST_IPC_PREFIX = 90
 _PREFIX = "tinker-engine-"  # of our files in the runtime directory; the server's process id follows
 _numbers = itertools.count()
 
-# glibc keeps what is freed below what is in use, save what has a mapping of its own.
+# glibc keeps what is freed below what is in use, save what has a mapping of its own; MKL keeps
+# whatever it had for a product.
 _GIVE_BACK = {
+    "MKL_DISABLE_FAST_MM": "1",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "262144",
     "MALLOC_TRIM_THRESHOLD_": "262144",
