@@ -195,7 +195,7 @@ class Revival:
     async def _ask(self, op: ops.Op, generation: int) -> tuple[dict[str, Any], list[Any]]:
         async with self._turns.training():
             try:
-                return await self._supervisor.request(op, generation=generation)
+                return await self._supervisor.request(op, generation=generation, again=True)
             except EngineDied as error:
                 # That a replay was under way says nothing against the request that waits for it.
                 raise EngineDied(str(error)) from error

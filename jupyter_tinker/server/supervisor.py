@@ -23,7 +23,14 @@ _LONGEST_BACK_OFF = 30.0  # seconds
 
 
 class EngineNotStarted(EngineDied):
-    """A new engine process ended, or said nothing, before it could do anything."""
+    """A new engine process ended, or said nothing, before it could do anything.
+
+    `refused`: it said itself why it cannot work, and the next one would say the same.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class EngineSupervisor(LoggingConfigurable):
@@ -143,18 +150,19 @@ class EngineSupervisor(LoggingConfigurable):
         return await never
 
     async def request(
-        self, op: ops.Op, *, generation: int | None = None
+        self, op: ops.Op, *, generation: int | None = None, again: bool = False
     ) -> tuple[dict[str, Any], list[Any]]:
         """Have the engine do `op`; returns result and buffers.
 
         Raises `OpError` for what the engine refused and `EngineDied` if it ended meanwhile, or is
         not the one of that generation. Operations are done one after another in the order of the
-        calls.
+        calls. `again`: it only brings back what an engine before had already, and an engine that
+        has done no more than that before it dies has done nothing.
         """
-        return await (await self.begin(op, generation=generation))
+        return await (await self.begin(op, generation=generation, again=again))
 
     async def begin(
-        self, op: ops.Op, *, generation: int | None = None
+        self, op: ops.Op, *, generation: int | None = None, again: bool = False
     ) -> Awaitable[tuple[dict[str, Any], list[Any]]]:
         """Put `op` in the engine's line; what is returned waits for its result, as `request`."""
         if generation is None:
@@ -163,12 +171,14 @@ class EngineSupervisor(LoggingConfigurable):
             raise EngineDied("the engine that held it is gone")
         if self._client is None:
             raise EngineDied("the engine is not running")
-        return self._answer(await self._client.send(op))
+        return self._answer(await self._client.send(op), again=again)
 
-    async def _answer(self, asked: Asked) -> tuple[dict[str, Any], list[Any]]:
+    async def _answer(
+        self, asked: Asked, *, again: bool = False
+    ) -> tuple[dict[str, Any], list[Any]]:
         content, buffers = await asked.answer
         self.busy_seconds += content["seconds"]
-        if not isinstance(asked.op, ops.Start):
+        if not again and not isinstance(asked.op, ops.Start):
             self._deaths = 0
         if content.get("ok"):
             return content["result"], buffers
@@ -212,7 +222,9 @@ class EngineSupervisor(LoggingConfigurable):
             await self._teardown("the engine did not start")
             self._deaths += 1
             reason = str(error) or type(error).__name__
-            raise EngineNotStarted(f"the engine did not start: {reason}") from error
+            raise EngineNotStarted(
+                f"the engine did not start: {reason}", refused=isinstance(error, ops.OpError)
+            ) from error
         self.status = ops.EngineStatus(**result)
 
     def _options(self) -> ops.EngineOptions:

@@ -35,7 +35,8 @@ from .supervisor import EngineNotStarted, EngineSupervisor
 from .training_steps import TrainingSteps, spoil
 
 _DEATHS = 2  # of engines at one request, which is then given up
-_STARTS = 2  # of an engine that fails to start, for one request
+# For so long an engine that fails to start is started again, for one request; its pauses grow.
+_START_SECONDS = 30.0
 _REVIVALS = 8  # that fail, of a run, for one request
 # What a paused run does not begin. It can still be saved and evaluated.
 _HELD_BACK = frozenset({"forward_backward", "optim_step", "load_weights"})
@@ -126,7 +127,8 @@ class Trainer:
 
     async def _attempt(self, run: Run, request: Request) -> Outcome:
         """Do a request, with as many engines as it takes. Raises `OpError`, and as it does."""
-        deaths = starts = revivals = 0
+        deaths = revivals = 0
+        give_up_at: float | None = None
         while True:
             try:
                 if request.seq_id > 0:
@@ -136,8 +138,9 @@ class Trainer:
                 run.generation = 0  # the engine may have done what the journal will not know of
                 raise
             except EngineNotStarted as error:
-                starts += 1
-                if starts == _STARTS:
+                now = time.monotonic()
+                give_up_at = now + _START_SECONDS if give_up_at is None else give_up_at
+                if error.refused or now >= give_up_at:
                     raise ops.OpError(f"This could not be done: {error}.", "server") from error
             except EngineDied as error:
                 deaths += error.during

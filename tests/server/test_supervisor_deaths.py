@@ -7,12 +7,19 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 import zmq
 
 from jupyter_tinker.server.engine_client import EngineDied
+from jupyter_tinker.server.history import Plan
+from jupyter_tinker.server.progress import Tasks
+from jupyter_tinker.server.revival import Revival
+from jupyter_tinker.server.runs import Run
+from jupyter_tinker.server.schema import RunRow, SnapshotRow
 from jupyter_tinker.server.supervisor import EngineNotStarted, EngineSupervisor
+from jupyter_tinker.server.turns import Turns
 from jupyter_tinker.wire import ops
 from tests.server.fake_engine import STATUS
 
@@ -149,6 +156,11 @@ class Stage:
             for op in asked
         ]
 
+    async def asked(self, name: str) -> None:
+        """Wait until the newest kernel is asked for an operation, which it has not answered."""
+        while not self.kernels or name not in [op for _, op in self.kernels[-1].asked]:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
     async def die(self, *waiting: asyncio.Future[Any]) -> list[bool]:
         """Of each that waits, whether the engine is said to have been at it."""
         self.kernels[-1].alive = False
@@ -254,6 +266,43 @@ def test_engines_that_do_nothing_are_started_ever_later(tell: Any) -> None:
         await done
         stage.waits.clear()
         await stage.die()
+        await stage.supervisor.ensure_started()
+        assert stage.waits == []
+
+    tell(story)
+
+
+def test_engines_that_die_while_they_get_a_run_back_are_started_ever_later(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        run = Run(RunRow(id="run", base_model="tiny", base_path="/m"), ops.LoraSpec(4, 1))
+        snapshot = SnapshotRow(run_id="run", position=1, step=1, file="f", sha256="0")
+        revival = Revival(
+            supervisor=stage.supervisor,
+            turns=Turns(0.5),
+            history=Mock(plan=AsyncMock(return_value=Plan(snapshot, []))),
+            snapshots=Mock(file=lambda row: row.file),
+            checkpoints=Mock(),
+            custom_losses=Mock(),
+            events=Mock(progress=Tasks()),
+            log=Mock(),
+        )
+        for _ in range(5):
+            bringing = asyncio.create_task(revival.bring(run))
+            await stage.asked("unload_run")
+            stage.kernels[-1].answer()
+            await stage.asked("restore_run")
+            assert await stage.die(bringing) == [False]
+        assert stage.waits == [0.5, 1.0, 2.0]
+        bringing = asyncio.create_task(revival.bring(run))
+        for name in ("unload_run", "restore_run"):
+            await stage.asked(name)
+            stage.kernels[-1].answer(lora=asdict(run.lora), trainable_parameters=1, step=1)
+        await bringing
+        (done,) = await stage.ask(STEP)  # something new, at last
+        stage.kernels[-1].answer()
+        await done
+        await stage.die()
+        stage.waits.clear()
         await stage.supervisor.ensure_started()
         assert stage.waits == []
 
