@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from ..wire import ops, tinker
@@ -25,6 +26,14 @@ from .schema import OperationRow, SnapshotRow
 from .snapshots import Snapshots
 from .supervisor import EngineSupervisor
 from .turns import Turns
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What was done once more."""
+
+    steps: int
+    seconds: float  # that the engine computed for it
 
 
 class Revival:
@@ -74,28 +83,29 @@ class Revival:
         run.generation = 0
         generation = await self._supervisor.ensure_started()
         try:
-            steps = await self.build(run, run.id, run.place.head, generation)
+            replayed = await self.build(run, run.id, run.place.head, generation)
         finally:
             run.replay = None
+        # Just this was computed since the snapshot, in however many lives: the next is due in time.
+        run.computed = replayed.seconds
         run.generation = generation
-        return steps
+        return replayed.steps
 
-    async def build(self, run: Run, name: str, position: int, generation: int) -> int:
-        """Make a run's state at a position in the engine, called `name` there; returns the number
-        of steps that were replayed. Raises as `hold`."""
+    async def build(self, run: Run, name: str, position: int, generation: int) -> Replayed:
+        """Make a run's state at a position in the engine, called `name` there. Raises as `hold`."""
         while True:
             plan = await self._history.plan(run.id, run.place, position)
             try:
                 with self._tasks.begin(Progress("restoring a snapshot"), run.id) as task:
                     await self._begin(run, name, plan, generation)
-                    await self._replay(run, name, plan, generation, task)
+                    seconds = await self._replay(run, name, plan, generation, task)
             except _Damaged as damaged:
                 self._log.error("%s The one before it is used.", damaged)
                 assert plan.snapshot is not None
                 await self._snapshots.delete([plan.snapshot])
                 await self._events.emit(run.id, "guard", rule="snapshot", reason=str(damaged))
             else:
-                return plan.steps
+                return Replayed(plan.steps, seconds)
 
     @asynccontextmanager
     async def beside(self, run: Run, position: int) -> AsyncIterator[tuple[str, int]]:
@@ -127,8 +137,9 @@ class Revival:
                 raise _Damaged(plan.snapshot, error.message) from None
             raise
 
-    async def _replay(self, run: Run, name: str, plan: Plan, generation: int, task: Task) -> None:
-        done = 0
+    async def _replay(self, run: Run, name: str, plan: Plan, generation: int, task: Task) -> float:
+        """Returns the seconds that the engine computed."""
+        done, seconds = 0, 0.0
         for operation in plan.operations:
             if name == run.id:
                 run.replay = (done, plan.steps)
@@ -139,9 +150,14 @@ class Revival:
             result, _ = await self._ask(op, generation)
             if isinstance(op, ops.CreateRun | ops.LoadRun):
                 run.parameters = ops.run_info(result).trainable_parameters
+            elif isinstance(op, ops.ForwardBackward):
+                seconds += ops.ForwardBackwardStats(**result).seconds
             elif isinstance(op, ops.OptimStep):
                 done += 1
-                self._compare(run, operation, ops.OptimStepStats(**result))
+                stats = ops.OptimStepStats(**result)
+                seconds += stats.seconds
+                self._compare(run, operation, stats)
+        return seconds
 
     async def _op(self, run: Run, name: str, operation: OperationRow) -> ops.Op | None:
         """What is asked of the engine to do an operation once more."""
