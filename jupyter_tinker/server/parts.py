@@ -143,6 +143,7 @@ class Parts:
             checkpoints=self.checkpoints,
             custom_losses=self._custom_losses,
             events=self.events,
+            backlog=self._backlog,
             log=self._log,
         )
         self.lives = Lives(
@@ -205,9 +206,7 @@ class Parts:
             spawn=self._background.spawn,
             log=self._log,
         )
-        self.run_loader = RunLoader(
-            engine=engine, journal=self.journal, events=self.events, saving=self.saving
-        )
+        self.run_loader = RunLoader(engine=engine, events=self.events, saving=self.saving)
         self.trainer = Trainer(
             supervisor=self.supervisor,
             futures=self.futures,

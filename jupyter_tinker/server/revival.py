@@ -10,10 +10,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..wire import ops, tinker
 from ..wire.progress import Progress
+from .backlog import Backlog
 from .checkpoints import Checkpoints, parse_path
 from .custom_losses import CustomLosses
 from .engine_client import EngineDied
@@ -49,6 +51,7 @@ class Revival:
         checkpoints: Checkpoints,
         custom_losses: CustomLosses,
         events: Events,
+        backlog: Backlog,
         log: Any,
     ) -> None:
         self._supervisor = supervisor
@@ -58,6 +61,7 @@ class Revival:
         self._checkpoints = checkpoints
         self._custom_losses = custom_losses
         self._events = events
+        self._backlog = backlog
         self._tasks = events.progress
         self._log = log
 
@@ -73,9 +77,8 @@ class Revival:
         steps = await self.bring(run)
         seconds = time.monotonic() - started
         self._log.info("Run %s is back after %.1f s, %d steps replayed.", run.id, seconds, steps)
-        await self._events.emit(
-            run.id, "run_revived", step=run.step, seconds=seconds, replayed=steps
-        )
+        event = partial(self._events.record, run_id=run.id, kind="run_revived")
+        await self._backlog.put(partial(event, step=run.step, seconds=seconds, replayed=steps))
 
     async def bring(self, run: Run) -> int:
         """Have the engine hold what a run is now, whatever it held of it before; returns the number
@@ -103,7 +106,8 @@ class Revival:
                 self._log.error("%s The one before it is used.", damaged)
                 assert plan.snapshot is not None
                 await self._snapshots.delete([plan.snapshot])
-                await self._events.emit(run.id, "guard", rule="snapshot", reason=str(damaged))
+                event = partial(self._events.record, run_id=run.id, kind="guard")
+                await self._backlog.put(partial(event, rule="snapshot", reason=str(damaged)))
             else:
                 return Replayed(plan.steps, seconds)
 

@@ -18,7 +18,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from ..wire import ops, tinker
-from .backlog import Work
+from .backlog import Work, patiently
 from .checkpoints import UnknownCheckpoint
 from .engine_client import EngineDied
 from .events import Events
@@ -131,9 +131,7 @@ class Trainer:
         give_up_at: float | None = None
         while True:
             try:
-                if request.seq_id > 0:
-                    await self._revival.hold(run)
-                return await self._kinds[request.kind](run, request)
+                return await patiently(partial(self._do, run, request))
             except asyncio.CancelledError:
                 run.generation = 0  # the engine may have done what the journal will not know of
                 raise
@@ -149,6 +147,13 @@ class Trainer:
                     raise ops.OpError(_deadly(request), "server") from error
                 if revivals == _REVIVALS:
                     raise ops.OpError(_not_revived(run), "server") from error
+
+    async def _do(self, run: Run, request: Request) -> Outcome:
+        """Do a request, with the engine that there is. What cannot be done twice is the engine's
+        last part in it, and nothing is asked of the database after that."""
+        if request.seq_id > 0:
+            await self._revival.hold(run)
+        return await self._kinds[request.kind](run, request)
 
     async def give_up(self, run: Run, request: Request, reason: str) -> None:
         """Complete a request that will not be done."""

@@ -284,6 +284,7 @@ def test_engines_that_die_while_they_get_a_run_back_are_started_ever_later(tell:
             checkpoints=Mock(),
             custom_losses=Mock(),
             events=Mock(progress=Tasks()),
+            backlog=Mock(),
             log=Mock(),
         )
         for _ in range(5):
