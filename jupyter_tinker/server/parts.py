@@ -46,6 +46,7 @@ from .signing import Signer
 from .snapshots import Snapshots
 from .steering import Steering
 from .supervisor import EngineSupervisor
+from .suspects import Suspects
 from .traces import Traces
 from .training import Trainer
 from .training_engine import TrainingEngine
@@ -216,6 +217,7 @@ class Parts:
             saving=self.saving,
             revival=self._revival,
             snapshots=self.snapshots,
+            suspects=Suspects(self._backlog),
             stepped=self.steering.stepped,
             preview=self.previews.stepped,
             log=self._log,

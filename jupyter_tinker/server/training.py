@@ -32,6 +32,7 @@ from .saving import Saving
 from .schema import RunRow, StepRow
 from .snapshots import Snapshots
 from .supervisor import EngineNotStarted, EngineSupervisor
+from .suspects import Suspects
 from .training_steps import TrainingSteps, spoil
 
 _DEATHS = 2  # of engines at one request, which is then given up
@@ -56,6 +57,7 @@ class Trainer:
         saving: Saving,
         revival: Revival,
         snapshots: Snapshots,
+        suspects: Suspects,
         stepped: Callable[[Run, StepRow, bool], Sequence[Work]],
         preview: Callable[[Run, StepRow], Awaitable[None]],
         log: Any,
@@ -65,6 +67,7 @@ class Trainer:
         self._events = events
         self._revival = revival
         self._snapshots = snapshots
+        self._suspects = suspects
         self._stepped = stepped  # told of each step; says what else is to be recorded
         self._preview = preview  # told of each step, while the engine has its weights
         self._log = log
@@ -153,7 +156,8 @@ class Trainer:
         last part in it, and nothing is asked of the database after that."""
         if request.seq_id > 0:
             await self._revival.hold(run)
-        return await self._kinds[request.kind](run, request)
+        async with self._suspects.alone(request):
+            return await self._kinds[request.kind](run, request)
 
     async def give_up(self, run: Run, request: Request, reason: str) -> None:
         """Complete a request that will not be done."""
