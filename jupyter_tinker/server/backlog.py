@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -21,8 +23,26 @@ _log = logging.getLogger(__name__)
 
 _AT_ONCE = 256
 _RETRY_SECONDS = 1.0
+_LONGEST_PAUSE = 30.0
+_PATIENCE = 600.0  # seconds, with what somebody waits for
 
+T = TypeVar("T")
 Work = Callable[[Session], object]
+
+
+async def patiently(do: Callable[[], Awaitable[T]]) -> T:
+    """Do what writes to the database and is waited for, and may be done twice: while the disk is
+    full again and again, for ten minutes."""
+    give_up_at, pause = time.monotonic() + _PATIENCE, _RETRY_SECONDS
+    while True:
+        try:
+            return await do()
+        except OperationalError as error:
+            if time.monotonic() >= give_up_at:
+                raise
+            _log.error("The database cannot be used, it is tried again: %s", error.orig)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from ..wire import ops, tinker
+from .backlog import patiently
 from .database import Database
 from .engine_client import EngineDied
 from .futures import Futures, Request, failure, success
@@ -51,7 +52,8 @@ class CustomLosses:
             definition=request.payload,
             created_at=time.time(),
         )
-        await self._db.call(lambda db: db.merge(row))  # an earlier life may have stored it
+        # An earlier life may have stored it.
+        await patiently(lambda: self._db.call(lambda db: db.merge(row)))
         return {"loss_id": row.id, "type": request.kind}
 
     async def _check(self, op: ops.CheckCustomLoss) -> None:

@@ -55,6 +55,7 @@ class Request:
     kind: str
     payload: bytes
     forward_only: bool = False  # a forward_backward that leaves no gradient
+    deaths: int | None = None  # of lives of the server that were at it; None: it is of this life
     accepted: float = field(default_factory=time.monotonic)
     polls: int = 0  # that wait for it now
     polled: float = 0.0  # when the last of them ended

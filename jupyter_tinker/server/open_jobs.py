@@ -61,11 +61,13 @@ class OpenJobs:
 
     def unpark(self, name: str, failure: OpError | None) -> None:
         """Put a sampler's parked jobs in line again, or fail them."""
-        for job in self._parked.pop(name, []):
-            if failure is not None:
+        jobs = self._parked.pop(name, [])
+        if failure is None:
+            for job in reversed(jobs):  # they came before those in line
+                self.line.put_back(name, job)
+        else:
+            for job in jobs:
                 self.finish(job, failure)
-            else:
-                self.line.put(name, job)
 
     # Endings
 
@@ -98,8 +100,8 @@ class OpenJobs:
     def count_death(self, name: str) -> None:
         """Of an engine that was loading a sampler, which may be what it died of."""
         for job in self.line.of(name):
-            job.deaths += 1
-            if job.deaths >= _DEATHS:
+            job.deadly_loads += 1
+            if job.deadly_loads >= _DEATHS:
                 self.line.remove(name, job)
                 self.finish(job, engine_gone())
 

@@ -46,6 +46,7 @@ from .signing import Signer
 from .snapshots import Snapshots
 from .steering import Steering
 from .supervisor import EngineSupervisor
+from .suspects import Suspects
 from .traces import Traces
 from .training import Trainer
 from .training_engine import TrainingEngine
@@ -143,6 +144,7 @@ class Parts:
             checkpoints=self.checkpoints,
             custom_losses=self._custom_losses,
             events=self.events,
+            backlog=self._backlog,
             log=self._log,
         )
         self.lives = Lives(
@@ -205,9 +207,7 @@ class Parts:
             spawn=self._background.spawn,
             log=self._log,
         )
-        self.run_loader = RunLoader(
-            engine=engine, journal=self.journal, events=self.events, saving=self.saving
-        )
+        self.run_loader = RunLoader(engine=engine, events=self.events, saving=self.saving)
         self.trainer = Trainer(
             supervisor=self.supervisor,
             futures=self.futures,
@@ -217,6 +217,7 @@ class Parts:
             saving=self.saving,
             revival=self._revival,
             snapshots=self.snapshots,
+            suspects=Suspects(self._backlog),
             stepped=self.steering.stepped,
             preview=self.previews.stepped,
             log=self._log,

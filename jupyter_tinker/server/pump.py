@@ -211,8 +211,8 @@ class Pump:
             before = held[job.target.name]
             return not before or before + job.samples <= self._max_samples
 
-        while (first := self._jobs.line.first(fits)) is not None:
-            job = first
+        while (following := self._next(fits)) is not None:
+            job = following
             if job.target.name not in self._loaded:
                 if not await self._loader.load(job.target):
                     break
@@ -221,3 +221,14 @@ class Pump:
             new.append(self._jobs.hand_over(job.target.name))
             held[job.target.name] += job.samples
         return new
+
+    def _next(self, fits: Callable[[Job], bool]) -> Job | None:
+        """What the engine is given next. A job that was there when one died is alone there: if that
+        one dies, too, it was of this job, and not of its neighbours."""
+        held = self._jobs.held
+        if any(job.deaths for job in held.values()):
+            return None
+        suspect = self._jobs.line.first(lambda job: job.deaths > 0)
+        if suspect is not None:
+            return None if held else suspect
+        return self._jobs.line.first(fits)

@@ -175,7 +175,7 @@ def _again(row: RequestRow, payload: bytes) -> Request:
     if row.kind == "forward_backward":
         with suppress(tinker.BadRequest):
             forward_only = tinker.forward_backward_address(payload).forward_only
-    return Request(row.id, row.run_id, row.seq_id, row.kind, payload, forward_only)
+    return Request(row.id, row.run_id, row.seq_id, row.kind, payload, forward_only, row.deaths)
 
 
 def _recall(run: Run, operation: OperationRow) -> None:

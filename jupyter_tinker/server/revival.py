@@ -9,10 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..wire import ops, tinker
 from ..wire.progress import Progress
+from .backlog import Backlog
 from .checkpoints import Checkpoints, parse_path
 from .custom_losses import CustomLosses
 from .engine_client import EngineDied
@@ -25,6 +28,14 @@ from .schema import OperationRow, SnapshotRow
 from .snapshots import Snapshots
 from .supervisor import EngineSupervisor
 from .turns import Turns
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What was done once more."""
+
+    steps: int
+    seconds: float  # that the engine computed for it
 
 
 class Revival:
@@ -40,6 +51,7 @@ class Revival:
         checkpoints: Checkpoints,
         custom_losses: CustomLosses,
         events: Events,
+        backlog: Backlog,
         log: Any,
     ) -> None:
         self._supervisor = supervisor
@@ -49,6 +61,7 @@ class Revival:
         self._checkpoints = checkpoints
         self._custom_losses = custom_losses
         self._events = events
+        self._backlog = backlog
         self._tasks = events.progress
         self._log = log
 
@@ -64,9 +77,8 @@ class Revival:
         steps = await self.bring(run)
         seconds = time.monotonic() - started
         self._log.info("Run %s is back after %.1f s, %d steps replayed.", run.id, seconds, steps)
-        await self._events.emit(
-            run.id, "run_revived", step=run.step, seconds=seconds, replayed=steps
-        )
+        event = partial(self._events.record, run_id=run.id, kind="run_revived")
+        await self._backlog.put(partial(event, step=run.step, seconds=seconds, replayed=steps))
 
     async def bring(self, run: Run) -> int:
         """Have the engine hold what a run is now, whatever it held of it before; returns the number
@@ -74,28 +86,30 @@ class Revival:
         run.generation = 0
         generation = await self._supervisor.ensure_started()
         try:
-            steps = await self.build(run, run.id, run.place.head, generation)
+            replayed = await self.build(run, run.id, run.place.head, generation)
         finally:
             run.replay = None
+        # Just this was computed since the snapshot, in however many lives: the next is due in time.
+        run.computed = replayed.seconds
         run.generation = generation
-        return steps
+        return replayed.steps
 
-    async def build(self, run: Run, name: str, position: int, generation: int) -> int:
-        """Make a run's state at a position in the engine, called `name` there; returns the number
-        of steps that were replayed. Raises as `hold`."""
+    async def build(self, run: Run, name: str, position: int, generation: int) -> Replayed:
+        """Make a run's state at a position in the engine, called `name` there. Raises as `hold`."""
         while True:
             plan = await self._history.plan(run.id, run.place, position)
             try:
                 with self._tasks.begin(Progress("restoring a snapshot"), run.id) as task:
                     await self._begin(run, name, plan, generation)
-                    await self._replay(run, name, plan, generation, task)
+                    seconds = await self._replay(run, name, plan, generation, task)
             except _Damaged as damaged:
                 self._log.error("%s The one before it is used.", damaged)
                 assert plan.snapshot is not None
                 await self._snapshots.delete([plan.snapshot])
-                await self._events.emit(run.id, "guard", rule="snapshot", reason=str(damaged))
+                event = partial(self._events.record, run_id=run.id, kind="guard")
+                await self._backlog.put(partial(event, rule="snapshot", reason=str(damaged)))
             else:
-                return plan.steps
+                return Replayed(plan.steps, seconds)
 
     @asynccontextmanager
     async def beside(self, run: Run, position: int) -> AsyncIterator[tuple[str, int]]:
@@ -127,8 +141,9 @@ class Revival:
                 raise _Damaged(plan.snapshot, error.message) from None
             raise
 
-    async def _replay(self, run: Run, name: str, plan: Plan, generation: int, task: Task) -> None:
-        done = 0
+    async def _replay(self, run: Run, name: str, plan: Plan, generation: int, task: Task) -> float:
+        """Returns the seconds that the engine computed."""
+        done, seconds = 0, 0.0
         for operation in plan.operations:
             if name == run.id:
                 run.replay = (done, plan.steps)
@@ -139,9 +154,14 @@ class Revival:
             result, _ = await self._ask(op, generation)
             if isinstance(op, ops.CreateRun | ops.LoadRun):
                 run.parameters = ops.run_info(result).trainable_parameters
+            elif isinstance(op, ops.ForwardBackward):
+                seconds += ops.ForwardBackwardStats(**result).seconds
             elif isinstance(op, ops.OptimStep):
                 done += 1
-                self._compare(run, operation, ops.OptimStepStats(**result))
+                stats = ops.OptimStepStats(**result)
+                seconds += stats.seconds
+                self._compare(run, operation, stats)
+        return seconds
 
     async def _op(self, run: Run, name: str, operation: OperationRow) -> ops.Op | None:
         """What is asked of the engine to do an operation once more."""
@@ -195,7 +215,7 @@ class Revival:
     async def _ask(self, op: ops.Op, generation: int) -> tuple[dict[str, Any], list[Any]]:
         async with self._turns.training():
             try:
-                return await self._supervisor.request(op, generation=generation)
+                return await self._supervisor.request(op, generation=generation, again=True)
             except EngineDied as error:
                 # That a replay was under way says nothing against the request that waits for it.
                 raise EngineDied(str(error)) from error

@@ -104,7 +104,7 @@ class Run:
     # In the engine
     generation: int = 0  # of the engine that holds it; 0: none does
     parameters: int = 0  # that are trained
-    computed: float = 0.0  # seconds since its last snapshot was begun
+    computed: float = 0.0  # seconds since its last snapshot was begun, in all lives
     replay: tuple[int, int] | None = None  # steps done, and steps to do, while it is revived
     # Held by whoever changes it, or asks the engine something that must see it unchanged.
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -23,7 +23,8 @@ class Job:
     samples: int
     finish: Callable[[Outcome], None]
     stream: Callable[[list[list[int]]], None] | None = None
-    deaths: int = 0  # of engines that were at it
+    deaths: int = 0  # of engines that were at it; after the first they are at nothing beside it
+    deadly_loads: int = 0  # of its sampler
     streamed: bool = False
     yields_until: float = 0.0  # monotonic: before this, others go first
 

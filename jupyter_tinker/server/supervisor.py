@@ -23,7 +23,14 @@ _LONGEST_BACK_OFF = 30.0  # seconds
 
 
 class EngineNotStarted(EngineDied):
-    """A new engine process ended, or said nothing, before it could do anything."""
+    """A new engine process ended, or said nothing, before it could do anything.
+
+    `refused`: it said itself why it cannot work, and the next one would say the same.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class EngineSupervisor(LoggingConfigurable):
@@ -93,6 +100,10 @@ class EngineSupervisor(LoggingConfigurable):
         self._client: EngineClient | None = None
         self._watching: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+        self._starts: set[asyncio.Task[int | None]] = (
+            set()
+        )  # each of somebody who waits for an engine
+        self._pause: asyncio.Task[None] | None = None  # before one is started
         self._deaths = 0  # of engines, one after another, that did nothing of what was asked
         self._ending = False
         self.cell_began: float | None = None  # by the monotonic clock; None: no person's cell runs
@@ -131,30 +142,33 @@ class EngineSupervisor(LoggingConfigurable):
 
         One whose predecessors died without having done anything is started after a while only.
         """
-        async with self._starting:
-            if self._client is None and not self._ending:
-                if self._deaths > 1:
-                    await asyncio.sleep(min(_LONGEST_BACK_OFF, 2.0 ** (self._deaths - 2) / 2))
-                await self._start()
-            if self._client is not None:
-                return self.generation
+        if self.running and not self.starting:
+            return self.generation
+        # A start goes on, whether or not who asked for it gives up: others may wait for it.
+        start = asyncio.get_running_loop().create_task(self._start_if_needed())
+        self._starts.add(start)
+        start.add_done_callback(self._forget_start)
+        generation = await asyncio.shield(start)
+        if generation is not None:
+            return generation
         # What is asked now is done by the next server, and nobody is told otherwise.
         never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         return await never
 
     async def request(
-        self, op: ops.Op, *, generation: int | None = None
+        self, op: ops.Op, *, generation: int | None = None, again: bool = False
     ) -> tuple[dict[str, Any], list[Any]]:
         """Have the engine do `op`; returns result and buffers.
 
         Raises `OpError` for what the engine refused and `EngineDied` if it ended meanwhile, or is
         not the one of that generation. Operations are done one after another in the order of the
-        calls.
+        calls. `again`: it only brings back what an engine before had already, and an engine that
+        has done no more than that before it dies has done nothing.
         """
-        return await (await self.begin(op, generation=generation))
+        return await (await self.begin(op, generation=generation, again=again))
 
     async def begin(
-        self, op: ops.Op, *, generation: int | None = None
+        self, op: ops.Op, *, generation: int | None = None, again: bool = False
     ) -> Awaitable[tuple[dict[str, Any], list[Any]]]:
         """Put `op` in the engine's line; what is returned waits for its result, as `request`."""
         if generation is None:
@@ -163,12 +177,14 @@ class EngineSupervisor(LoggingConfigurable):
             raise EngineDied("the engine that held it is gone")
         if self._client is None:
             raise EngineDied("the engine is not running")
-        return self._answer(await self._client.send(op))
+        return self._answer(await self._client.send(op), again=again)
 
-    async def _answer(self, asked: Asked) -> tuple[dict[str, Any], list[Any]]:
+    async def _answer(
+        self, asked: Asked, *, again: bool = False
+    ) -> tuple[dict[str, Any], list[Any]]:
         content, buffers = await asked.answer
         self.busy_seconds += content["seconds"]
-        if not isinstance(asked.op, ops.Start):
+        if not again and not isinstance(asked.op, ops.Start):
             self._deaths = 0
         if content.get("ok"):
             return content["result"], buffers
@@ -186,10 +202,31 @@ class EngineSupervisor(LoggingConfigurable):
     async def stop(self) -> None:
         """End the engine, for good: who asks it for something waits until the process ends."""
         self._ending = True
+        if self._pause is not None:
+            self._pause.cancel()
         async with self._starting:
             await self._teardown("the engine was shut down")
 
     # Starting and stopping
+
+    async def _start_if_needed(self) -> int | None:
+        """Returns the engine's generation; None if there will be no engine any more."""
+        async with self._starting:
+            if self.running:
+                return self.generation
+            if self._deaths > 1 and not self._ending:
+                seconds = min(_LONGEST_BACK_OFF, 2.0 ** (self._deaths - 2) / 2)
+                self._pause = asyncio.get_running_loop().create_task(asyncio.sleep(seconds))
+                await asyncio.wait([self._pause])
+            if self._ending:
+                return None
+            await self._start()
+            return self.generation
+
+    def _forget_start(self, start: asyncio.Task[int | None]) -> None:
+        self._starts.discard(start)
+        if not start.cancelled():
+            start.exception()  # who asked may be gone
 
     async def _start(self) -> None:
         with self.progress.begin(Progress("starting the engine")):
@@ -212,7 +249,12 @@ class EngineSupervisor(LoggingConfigurable):
             await self._teardown("the engine did not start")
             self._deaths += 1
             reason = str(error) or type(error).__name__
-            raise EngineNotStarted(f"the engine did not start: {reason}") from error
+            raise EngineNotStarted(
+                f"the engine did not start: {reason}", refused=isinstance(error, ops.OpError)
+            ) from error
+        except BaseException:  # the loop ends; the process must not outlive it
+            await self._teardown("the engine did not start")
+            raise
         self.status = ops.EngineStatus(**result)
 
     def _options(self) -> ops.EngineOptions:

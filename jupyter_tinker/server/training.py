@@ -19,7 +19,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from ..wire import ops, tinker
-from .backlog import Work
+from .backlog import Work, patiently
 from .checkpoints import UnknownCheckpoint
 from .engine_client import EngineDied
 from .events import Events
@@ -34,10 +34,12 @@ from .saving import Saving
 from .schema import RunRow, StepRow
 from .snapshots import Snapshots
 from .supervisor import EngineNotStarted, EngineSupervisor
+from .suspects import Suspects
 from .training_steps import TrainingSteps, spoil
 
 _DEATHS = 2  # of engines at one request, which is then given up
-_STARTS = 2  # of an engine that fails to start, for one request
+# For so long an engine that fails to start is started again, for one request; its pauses grow.
+_START_SECONDS = 30.0
 _REVIVALS = 8  # that fail, of a run, for one request
 # What a paused run does not begin. It can still be saved and evaluated.
 _HELD_BACK = frozenset({"forward_backward", "optim_step", "load_weights"})
@@ -57,6 +59,7 @@ class Trainer:
         saving: Saving,
         revival: Revival,
         snapshots: Snapshots,
+        suspects: Suspects,
         stepped: Callable[[Run, StepRow, bool], Sequence[Work]],
         preview: Callable[[Run, StepRow], Awaitable[None]],
         log: Any,
@@ -66,6 +69,7 @@ class Trainer:
         self._events = events
         self._revival = revival
         self._snapshots = snapshots
+        self._suspects = suspects
         self._stepped = stepped  # told of each step; says what else is to be recorded
         self._preview = preview  # told of each step, while the engine has its weights
         self._log = log
@@ -128,18 +132,18 @@ class Trainer:
 
     async def _attempt(self, run: Run, request: Request) -> Outcome:
         """Do a request, with as many engines as it takes. Raises `OpError`, and as it does."""
-        deaths = starts = revivals = 0
+        deaths = revivals = 0
+        give_up_at: float | None = None
         while True:
             try:
-                if request.seq_id > 0:
-                    await self._revival.hold(run)
-                return await self._kinds[request.kind](run, request)
+                return await patiently(partial(self._do, run, request))
             except asyncio.CancelledError:
                 run.generation = 0  # the engine may have done what the journal will not know of
                 raise
             except EngineNotStarted as error:
-                starts += 1
-                if starts == _STARTS:
+                now = time.monotonic()
+                give_up_at = now + _START_SECONDS if give_up_at is None else give_up_at
+                if error.refused or now >= give_up_at:
                     raise ops.OpError(f"This could not be done: {error}.", "server") from error
             except EngineDied as error:
                 deaths += error.during
@@ -148,6 +152,14 @@ class Trainer:
                     raise ops.OpError(_deadly(request), "server") from error
                 if revivals == _REVIVALS:
                     raise ops.OpError(_not_revived(run), "server") from error
+
+    async def _do(self, run: Run, request: Request) -> Outcome:
+        """Do a request, with the engine that there is. What cannot be done twice is the engine's
+        last part in it, and nothing is asked of the database after that."""
+        if request.seq_id > 0:
+            await self._revival.hold(run)
+        async with self._suspects.alone(request):
+            return await self._kinds[request.kind](run, request)
 
     async def give_up(self, run: Run, request: Request, reason: str) -> None:
         """Complete a request that will not be done."""

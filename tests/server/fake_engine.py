@@ -102,10 +102,14 @@ class FakeEngine:
         self.copies.clear()
         self.held.clear()
 
-    async def request(self, op: ops.Op, *, generation: int | None = None) -> Answer:
-        return await (await self.begin(op, generation=generation))
+    async def request(
+        self, op: ops.Op, *, generation: int | None = None, again: bool = False
+    ) -> Answer:
+        return await (await self.begin(op, generation=generation, again=again))
 
-    async def begin(self, op: ops.Op, *, generation: int | None = None) -> Awaitable[Answer]:
+    async def begin(
+        self, op: ops.Op, *, generation: int | None = None, again: bool = False
+    ) -> Awaitable[Answer]:
         if generation is None:
             generation = await self.ensure_started()
         elif not self.holds(generation):

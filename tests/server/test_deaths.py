@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jupyter_tinker.server import saving, training
+from jupyter_tinker.server import saving, suspects, training
 from jupyter_tinker.server.database import Database, default_url
 from jupyter_tinker.server.service import TinkerService
 from jupyter_tinker.wire.controls import parse_change
@@ -137,6 +137,7 @@ def test_many_endings(play: Any, story: Story, seed: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(training, "_DEATHS", 100)
     monkeypatch.setattr(training, "_REVIVALS", 100)
     monkeypatch.setattr(saving, "_DEATHS", 100)
+    monkeypatch.setattr(suspects, "_DEATHS", 100)  # and so does one of which the server dies
     world, undisturbed = play(story, {})
     draw = random.Random(seed)
     kinds: tuple[Ending, ...] = ("engine", "engine", "server", "stop")

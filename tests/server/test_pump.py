@@ -353,6 +353,73 @@ def test_what_the_engine_dies_of_is_tried_twice(what: str) -> None:
     assert story(tell).engine.generation == 3
 
 
+def test_a_deadly_job_fails_alone() -> None:
+    async def tell(stage: Stage) -> None:
+        streamed: list[list[list[int]]] = []
+        stage.engine.paused.clear()
+        good = [stage.put(target) for target in ("a", "b", "a", "b")]
+        deadly = [stage.put(target, prompt=DEADLY) for target in ("a", "b")]
+        good += [stage.put(target) for target in ("a", "b", "c")]
+        await stage.until(lambda: len(stage.engine.held) == 9)
+        stage.engine.paused.set()
+        await stage.until(lambda: stage.engine.generation == 2)
+        good += [stage.put("a", stream=streamed.append), stage.put("d")]  # while it is looked for
+        await stage.all_done()
+        for job in good:
+            assert stage.tokens(job) == [11, 12, 13]
+        for job in deadly:
+            assert stage.error(job).category == "server"
+        assert streamed, "who came later was at no engine that died"
+
+    # One dies of both, and one of each.
+    assert story(tell).engine.generation == 4
+
+
+def test_after_a_death_that_was_no_job_s_doing_all_go_on_together() -> None:
+    async def tell(stage: Stage) -> None:
+        dead = []
+
+        def die(op: ops.Op) -> None:
+            if isinstance(op, sampling.Decode) and len(stage.engine.held) == 5 and not dead:
+                dead.append(op)
+                stage.engine.die()
+
+        stage.engine.before = die
+        jobs = [stage.put() for _ in range(5)]
+        await stage.until(lambda: bool(dead))
+        stage.engine.most_held = 0
+        await stage.all_done()
+        assert stage.engine.most_held == 1
+        jobs += [stage.put() for _ in range(5)]
+        await stage.all_done()
+        assert stage.engine.most_held == 5
+        for job in jobs:
+            assert stage.tokens(job) == [11, 12, 13]
+
+    assert story(tell).engine.generation == 2
+
+
+def test_a_copy_that_is_made_again_is_sampled_one_by_one() -> None:
+    async def tell(stage: Stage) -> None:
+        copy = Target("copy", "tiny", "/models/tiny", run="run")
+        await stage.engine.request(ops.CreateRun("run", "tiny", "/m", ops.LoraSpec(4, 1)))
+        await stage.make_copy(copy)
+        stage.engine.paused.clear()
+        deadly, good = stage.put(copy, prompt=DEADLY), [stage.put(copy), stage.put("base")]
+        await stage.until(lambda: len(stage.engine.held) == 3)
+        stage.may_revive.clear()
+        stage.engine.paused.set()
+        await stage.until(lambda: bool(stage.revivals))
+        good.append(stage.put(copy))
+        stage.may_revive.set()
+        await stage.all_done()
+        assert stage.error(deadly).category == "server"
+        for job in good:
+            assert stage.tokens(job) == [11, 12, 13]
+
+    story(tell)
+
+
 def died(*, during: bool = False) -> EngineDied:
     return EngineDied("the engine died", during=during)
 

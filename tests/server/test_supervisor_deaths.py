@@ -7,12 +7,19 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 import zmq
 
 from jupyter_tinker.server.engine_client import EngineDied
+from jupyter_tinker.server.history import Plan
+from jupyter_tinker.server.progress import Tasks
+from jupyter_tinker.server.revival import Revival
+from jupyter_tinker.server.runs import Run
+from jupyter_tinker.server.schema import RunRow, SnapshotRow
 from jupyter_tinker.server.supervisor import EngineNotStarted, EngineSupervisor
+from jupyter_tinker.server.turns import Turns
 from jupyter_tinker.wire import ops
 from tests.server.fake_engine import STATUS
 
@@ -45,7 +52,7 @@ class IOPub:
 class Kernel:
     """A kernel, its manager and its client in one: answers when it is told to."""
 
-    def __init__(self, *, starts: bool = True) -> None:
+    def __init__(self, *, starts: bool | None = True) -> None:
         self.alive = False
         self.starts = starts
         self.asked: list[tuple[str, str]] = []  # message id and operation, not answered yet
@@ -98,7 +105,7 @@ class Kernel:
         if op == "start":
             if self.starts:
                 self.answer(**asdict(STATUS))
-            else:
+            elif self.starts is False:
                 self.alive = False
 
     async def get_msg(self, **_: Any) -> dict[str, Any]:
@@ -122,9 +129,10 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kernels: list[Kernel] = []
-        self.starts = True
+        self.starts: bool | None = True  # None: it takes its time
         self.told: list[str] = []
         self.waits: list[float] = []
+        self.rests = False  # pauses do not end by themselves
         self.supervisor = EngineSupervisor()
         self.supervisor.on_start = lambda status: self.told.append("started")
         self.supervisor.on_death = self.told.append
@@ -134,6 +142,7 @@ class Stage:
         async def soon(seconds: float) -> None:
             if seconds not in (0, 0.2):  # the watch's own
                 self.waits.append(seconds)
+                await sleep(3600 if self.rests else 0)
             await sleep(0)
 
         monkeypatch.setattr(asyncio, "sleep", soon)
@@ -148,6 +157,11 @@ class Stage:
             asyncio.ensure_future(await self.supervisor.begin(op, generation=generation))
             for op in asked
         ]
+
+    async def asked(self, name: str) -> None:
+        """Wait until the newest kernel is asked for an operation, which it has not answered."""
+        while not self.kernels or name not in [op for _, op in self.kernels[-1].asked]:  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
     async def die(self, *waiting: asyncio.Future[Any]) -> list[bool]:
         """Of each that waits, whether the engine is said to have been at it."""
@@ -260,6 +274,44 @@ def test_engines_that_do_nothing_are_started_ever_later(tell: Any) -> None:
     tell(story)
 
 
+def test_engines_that_die_while_they_get_a_run_back_are_started_ever_later(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        run = Run(RunRow(id="run", base_model="tiny", base_path="/m"), ops.LoraSpec(4, 1))
+        snapshot = SnapshotRow(run_id="run", position=1, step=1, file="f", sha256="0")
+        revival = Revival(
+            supervisor=stage.supervisor,
+            turns=Turns(0.5),
+            history=Mock(plan=AsyncMock(return_value=Plan(snapshot, []))),
+            snapshots=Mock(file=lambda row: row.file),
+            checkpoints=Mock(),
+            custom_losses=Mock(),
+            events=Mock(progress=Tasks()),
+            backlog=Mock(),
+            log=Mock(),
+        )
+        for _ in range(5):
+            bringing = asyncio.create_task(revival.bring(run))
+            await stage.asked("unload_run")
+            stage.kernels[-1].answer()
+            await stage.asked("restore_run")
+            assert await stage.die(bringing) == [False]
+        assert stage.waits == [0.5, 1.0, 2.0]
+        bringing = asyncio.create_task(revival.bring(run))
+        for name in ("unload_run", "restore_run"):
+            await stage.asked(name)
+            stage.kernels[-1].answer(lora=asdict(run.lora), trainable_parameters=1, step=1)
+        await bringing
+        (done,) = await stage.ask(STEP)  # something new, at last
+        stage.kernels[-1].answer()
+        await done
+        await stage.die()
+        stage.waits.clear()
+        await stage.supervisor.ensure_started()
+        assert stage.waits == []
+
+    tell(story)
+
+
 def test_an_engine_that_does_not_start_says_so_to_all_that_wait(tell: Any) -> None:
     async def story(stage: Stage) -> None:
         stage.starts = False
@@ -281,6 +333,77 @@ def test_many_that_want_an_engine_get_one(tell: Any) -> None:
         numbers = await asyncio.gather(*(stage.supervisor.ensure_started() for _ in range(9)))
         assert set(numbers) == {1}
         assert len(stage.kernels) == 1
+
+    tell(story)
+
+
+def test_a_start_goes_on_when_who_asked_for_it_gives_up(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        stage.starts = None
+        supervisor = stage.supervisor
+        first = asyncio.create_task(supervisor.ensure_started())
+        await stage.asked("start")
+        first.cancel()
+        await asyncio.wait([first])
+        second = asyncio.create_task(supervisor.ensure_started())
+        await asyncio.sleep(0)
+        assert supervisor.starting
+        stage.kernels[0].answer(**asdict(STATUS))
+        assert await second == 1
+        assert supervisor.status == STATUS
+        assert len(stage.kernels) == 1
+        await stage.die()
+        assert stage.told == ["started", "the engine died"]
+        stage.starts = True
+        assert await supervisor.ensure_started() == 2
+
+    tell(story)
+
+
+def test_a_start_that_fails_when_nobody_waits_is_made_up_for(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        stage.starts = None
+        first = asyncio.create_task(stage.supervisor.ensure_started())
+        await stage.asked("start")
+        first.cancel()
+        stage.kernels[0].alive = False
+        while stage.supervisor.starting:  # noqa: ASYNC110 (a process sets no event when it dies)
+            await asyncio.sleep(0)
+        assert not stage.supervisor.running
+        stage.starts = True
+        await stage.supervisor.ensure_started()
+        assert stage.told == ["started"]
+
+    tell(story)
+
+
+def test_no_process_is_left_of_a_start_that_the_loop_cancels(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        stage.starts = None
+        waiting = asyncio.create_task(stage.supervisor.ensure_started())
+        await stage.asked("start")
+        for start in stage.supervisor._starts:
+            start.cancel()
+        await asyncio.wait([waiting])
+        assert not stage.kernels[0].alive
+        assert not stage.supervisor.running
+
+    tell(story)
+
+
+def test_the_end_waits_for_no_pause(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        for _ in range(2):
+            await stage.supervisor.ensure_started()
+            await stage.die()
+        stage.rests = True
+        waiting = asyncio.create_task(stage.supervisor.ensure_started())
+        while not stage.waits:  # noqa: ASYNC110 (it is a stand-in that counts them)
+            await asyncio.sleep(0)
+        await stage.supervisor.stop()
+        assert len(stage.kernels) == 2
+        assert not waiting.done()
+        waiting.cancel()
 
     tell(story)
 
