@@ -95,6 +95,7 @@ class Trainer:
                 await run.released.wait()
             async with run.lock:
                 if trains and run.held_back:
+                    run.release()  # so that the next wait is one, whoever paused it
                     continue
                 self.computing[run.id] = request
                 try:

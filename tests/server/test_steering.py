@@ -482,6 +482,64 @@ def test_a_rewind_of_a_paused_run_leaves_it_paused(tmp_path: Path) -> None:
     story(tell, tmp_path)
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("paused", [False, True], ids=["resumed", "paused"])
+def test_what_is_changed_while_a_rewind_is_written_holds(
+    tmp_path: Path, paused: bool, written: bool
+) -> None:
+    """`written`: it is changed behind the rewind's transaction, else before."""
+    seen: list[Any] = []
+
+    async def tell(stage: Stage) -> None:
+        for n in range(3):
+            await stage.step(n)
+        await stage.steer(learning_rate_scale=0.5, ramp_steps=10, paused=not paused)
+        write = stage.service.history.write
+
+        async def and_meanwhile(works: Any) -> None:
+            if written:
+                await write(works)
+            await stage.steer(paused=paused, weight_decay=0.25)
+            if not written:
+                await write(works)
+
+        stage.service.history.write = and_meanwhile  # type: ignore[method-assign]
+        waits = await stage.submit(forward_backward(5))
+        run = await stage.rewind(1)
+        assert run.held_back == paused
+        assert await stage.pending(waits) == paused
+        if not paused:
+            await stage.ask(optim_step())
+        seen.append(run.controls)
+
+    async def stored() -> Run:
+        service = make_service(tmp_path, FakeEngine())
+        service.start("here")
+        try:
+            return await service.run(RUN)
+        finally:
+            await service.stop()
+
+    story(tell, tmp_path)
+    (controls,) = seen
+    assert (controls.paused, controls.weight_decay, controls.ramp.start) == (paused, 0.25, 1)
+    assert asyncio.run(stored()).controls == controls
+
+
+def test_a_run_that_is_held_back_never_holds_up_the_server(tmp_path: Path) -> None:
+    async def tell(stage: Stage) -> None:
+        await stage.step(1)
+        run = await stage.the_run()
+        run.controls = run.controls.pause("nobody was told")
+        assert run.released.is_set()
+        waits = await stage.submit(forward_backward(2))
+        assert await stage.pending(waits)
+        await stage.steer(paused=False)
+        await stage.result(waits)
+
+    story(tell, tmp_path)
+
+
 def test_a_rewind_while_there_is_no_engine_waits_for_one(tmp_path: Path) -> None:
     async def tell(stage: Stage) -> None:
         await stage.step(1)
