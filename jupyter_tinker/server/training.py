@@ -39,6 +39,7 @@ _STARTS = 2  # of an engine that fails to start, for one request
 _REVIVALS = 8  # that fail, of a run, for one request
 # What a paused run does not begin. It can still be saved and evaluated.
 _HELD_BACK = frozenset({"forward_backward", "optim_step", "load_weights"})
+_CHANGES_WEIGHTS = frozenset({"optim_step", "load_weights"})
 
 
 class Trainer:
@@ -141,6 +142,10 @@ class Trainer:
                 return await self._kinds[request.kind](run, request)
             except asyncio.CancelledError:
                 run.generation = 0  # the engine may have done what the journal will not know of
+                raise
+            except ops.OpError as error:
+                if error.category == "server" and request.kind in _CHANGES_WEIGHTS:
+                    run.generation = 0  # whatever came of it, the journal has what the run is
                 raise
             except EngineNotStarted as error:
                 starts += 1
