@@ -6,6 +6,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -31,14 +32,18 @@ class DataLock:
 
     def refusal(self) -> str:
         """Why this server does nothing, in a sentence."""
-        holder = {}
-        with suppress(OSError, ValueError):
-            holder = json.loads(self._about.read_text())
+        holder = self.holder()
         return (
             f"Another Jupyter server uses {self._about.parent} already: process "
             f"{holder.get('pid', 'unknown')}, {holder.get('server', 'at an unknown address')}. Use "
             "that one, end it, or give this one a folder of its own by TinkerExtension.state_dir."
         )
+
+    def holder(self) -> dict[str, Any]:
+        """What the one that has the lock says of itself: its `pid`, and `server`, where it is."""
+        with suppress(OSError, ValueError):
+            return dict(json.loads(self._about.read_text()))
+        return {}
 
     def release(self) -> None:
         self._lock.release()

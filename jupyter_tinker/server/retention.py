@@ -7,7 +7,7 @@ so do checkpoints, which are their owner's. Nothing is dropped without a word.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,22 @@ class Retention:
 
     async def drop(self, run_id: str, *, whole: bool, by: str = THE_SERVER) -> int:
         """Drop a run's past, or its whole history, with which it ends; returns the bytes."""
-        freed, files = await self._db.call(lambda db: self._drop(db, run_id, whole, by))
+        return await self._dropped(run_id, whole, lambda db: self._drop(db, run_id, whole, by))
+
+    async def drop_unused(self, run_id: str, moment: float, *, by: str) -> int:
+        """Drop a run's whole history, unless something was asked of it since then; the bytes."""
+
+        def work(db: Session) -> tuple[int, list[SnapshotRow]]:
+            if run_id not in {size.run_id for size in _unused_since(db, moment)}:
+                return 0, []
+            return self._drop(db, run_id, True, by)
+
+        return await self._dropped(run_id, True, work)
+
+    async def _dropped(
+        self, run_id: str, whole: bool, work: Callable[[Session], tuple[int, list[SnapshotRow]]]
+    ) -> int:
+        freed, files = await self._db.call(work)
         await asyncio.to_thread(unlink, [self._snapshots / row.file for row in files])
         if freed:
             left = "nothing" if whole else "what it is now"
@@ -104,11 +119,11 @@ class Retention:
             self._events.record(db, run_id, "history_trimmed", bytes=freed, kept=kept)
         if whole:
             still = update(RunRow).where(RunRow.id == run_id, RunRow.ended.is_(None))
-            db.execute(still.values(ended=_DROPPED))
+            db.execute(still.values(ended=DROPPED))
         return freed, gone
 
 
-_DROPPED = (
+DROPPED = (
     "The history of this run was dropped, so it computes no more; start a new client from its last "
     "checkpoint."
 )

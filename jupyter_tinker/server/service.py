@@ -19,6 +19,7 @@ from .backlog import Backlog
 from .batches import Batches
 from .catalog import Catalog
 from .checkpoints import Checkpoints
+from .cleaning import Cleaning
 from .copies import Copies
 from .creation import RunCreation
 from .custom_losses import CustomLosses
@@ -225,6 +226,12 @@ class TinkerService:
             lora_alpha=lora_alpha,
         )
         self.retention = Retention(database, state_dir / "snapshots", self.events, log=log)
+        self.cleaning = Cleaning(
+            retention=self.retention,
+            registry=self.registry,
+            sessions=self.session_index,
+            supervisor=supervisor,
+        )
         self._lock = DataLock(state_dir)
         self._about = ""
         self._started = False
