@@ -212,6 +212,10 @@ class History:
         ordered = query.order_by(SnapshotRow.position)
         return await self._db.call(lambda db: list(db.scalars(ordered)))
 
+    async def snapshot_files(self) -> set[str]:
+        """Of all runs, below the snapshots' directory."""
+        return await self._db.call(lambda db: set(db.scalars(select(SnapshotRow.file))))
+
     async def drop_snapshots(self, run_id: str, positions: Sequence[int]) -> None:
         chosen = SnapshotRow.position.in_(positions)
         change = delete(SnapshotRow).where(SnapshotRow.run_id == run_id, chosen)

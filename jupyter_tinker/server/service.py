@@ -260,7 +260,7 @@ class TinkerService:
         self.events.start()
         self._spawn(self.lives.resume())
         self._spawn(asyncio.to_thread(self.checkpoints.sweep))
-        self._spawn(asyncio.to_thread(self.snapshots.sweep))
+        self._spawn(self.snapshots.sweep())
         self._spawn(self._retire_runs())
         self._spawn(self._tidy())
         self._spawn(self._watch_clients())
