@@ -88,7 +88,7 @@ class GcCommand(Command):
             retention = Retention(database, state_dir / "snapshots", events, log=self.log)
             old = await retention.unused_since(time.time() - self.older_than * _DAY)
             for size in [] if self.dry_run else old:
-                await retention.drop(size.run_id, whole=True, by="jupyter tinker gc")
+                await retention.drop(size.run_id, by="jupyter tinker gc")
         finally:
             await database.close()
         return old

@@ -140,8 +140,8 @@ class TinkerExtension(ExtensionApp):
         min=0,
         config=True,
         help="""Most bytes that the histories of all runs may take: snapshots, and the data of
-        steps, of which a run is revived and rewound. Beyond, the past of the run that was used
-        least recently is dropped first, then all of runs that have ended; checkpoints never.""",
+        steps, of which a run is revived and rewound. Beyond, the oldest of the run that was
+        used least recently goes first, then all of runs that have ended; checkpoints never.""",
     )
     snapshot_overhead = Float(
         0.03,

@@ -437,8 +437,7 @@ class TinkerService:
         if time.monotonic() - self._weighed < _WEIGH_SECONDS:
             return
         self._weighed = time.monotonic()
-        busy = [run.id for run in self.registry if run.lock.locked()]
-        await self.retention.keep_within(self._limits.history_bytes, busy)
+        await self.cleaning.keep_within(self._limits.history_bytes)
 
     async def _watch_clients(self) -> None:
         while True:

@@ -7,7 +7,10 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from jupyter_tinker.server.retention import Size
+import pytest
+
+from jupyter_tinker.server import cleaning as module
+from jupyter_tinker.server.retention import Size, sizes
 from tests.server.fake_engine import FakeEngine
 from tests.server.one_service import (
     RUN,
@@ -71,6 +74,35 @@ def test_a_run_that_is_worked_on_is_left_alone(tmp_path: Path) -> None:
         run = await client.service.run(RUN)
         async with run.lock:
             assert await _drop(client) == []
+
+    _tell(tmp_path, story)
+
+
+def test_the_quota_waits_for_what_a_run_is_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(client: Client) -> None:
+        for n in range(3):
+            await client.step(n)
+        await _forget(client)  # with a snapshot, so that there is a past
+        cleaning, run = client.service.cleaning, await client.service.run(RUN)
+
+        async def total() -> int:
+            found = await client.service._database.call(sizes)
+            return sum(size.total for size in found)
+
+        before = await total()
+        async with run.lock:
+            monkeypatch.setattr(module, "_PATIENCE", 0.01)
+            await cleaning.keep_within(0)
+            assert await total() == before
+            monkeypatch.setattr(module, "_PATIENCE", 10.0)
+            waits = asyncio.create_task(cleaning.keep_within(0))
+            await asyncio.sleep(0.05)
+            assert await total() == before
+        await waits
+        assert await total() < before
+        await client.step(9)
 
     _tell(tmp_path, story)
 
