@@ -70,6 +70,13 @@ class TinkerExtension(ExtensionApp):
         help="""For how many seconds a result is kept after it was fetched. Those of a run's last 16
         forward_backward stay, so that their tokens can be looked at.""",
     )
+    keep_unfetched_seconds = Float(
+        7 * 86_400.0,
+        min=60.0,
+        config=True,
+        help="""For how many seconds a result is kept that nobody fetches. A client that comes for
+        it later is told that it is gone.""",
+    )
     max_body_bytes = Integer(
         256 * 2**20,
         config=True,
@@ -171,6 +178,7 @@ class TinkerExtension(ExtensionApp):
             limits=Limits(
                 seq_gap=self.seq_gap_seconds,
                 keep_results=self.keep_results_seconds,
+                keep_unfetched=self.keep_unfetched_seconds,
                 session_expiry=self.session_expiry_seconds,
                 snapshot_overhead=self.snapshot_overhead,
                 history_bytes=self.history_bytes,

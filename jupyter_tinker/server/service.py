@@ -70,6 +70,7 @@ class Limits:
     session_expiry: float  # without a sign of a client, until its runs leave the engine's memory
     snapshot_overhead: float  # of the time that runs compute, what their snapshots may take
     history_bytes: int  # that the histories of all runs may take
+    keep_unfetched: float = 7 * 86_400.0  # for how long a result is kept that nobody fetches
 
 
 class TinkerService:
@@ -277,7 +278,7 @@ class TinkerService:
         await self.supervisor.stop()
         await self.futures.stored()
         with suppress(Exception):
-            await self.futures.tidy(self._limits.keep_results)
+            await self._tidy_results()
         await self._backlog.close()
         await self._database.close()
         self._lock.release()
@@ -414,7 +415,7 @@ class TinkerService:
         while True:
             await asyncio.sleep(min(_TIDY_SECONDS, self._limits.session_expiry / 2))
             try:
-                await self.futures.tidy(self._limits.keep_results)
+                await self._tidy_results()
                 await self.checkpoints.delete_expired()
                 self.sampling.completions.tidy(self._limits.keep_results)
                 await asyncio.to_thread(self.traces.tidy)
@@ -422,6 +423,9 @@ class TinkerService:
                 await self._keep_within_budget()
             except Exception:
                 self._log.exception("Housekeeping failed; it is tried again.")
+
+    async def _tidy_results(self) -> None:
+        await self.futures.tidy(self._limits.keep_results, self._limits.keep_unfetched)
 
     async def _unload_silent_runs(self) -> None:
         """Free the memory of runs whose clients have not been heard of for long."""
