@@ -577,6 +577,27 @@ def test_a_fork_begins_where_its_step_was(tmp_path: Path) -> None:
     story(tell, tmp_path)
 
 
+def test_a_checkpoint_and_its_event_are_stored_together(tmp_path: Path) -> None:
+    async def tell(stage: Stage) -> None:
+        await stage.step(1)
+        record = stage.service.events.record
+
+        def fail(db: Any, run_id: Any, kind: Any, **data: Any) -> Any:
+            if kind == "checkpoint_saved":
+                raise RuntimeError("it cannot be told")
+            return record(db, run_id, kind, **data)
+
+        stage.service.events.record = fail  # type: ignore[method-assign]
+        assert "it cannot be told" in (await stage.ask(ask("save_weights", path="a")))["error"]
+        assert (await stage.service.checkpoints.list())[1] == 0
+        stage.service.events.record = record  # type: ignore[method-assign]
+        await stage.ask(ask("save_weights", path="a"))
+        (event,) = await stage.events("checkpoint_saved")
+        assert (event.step, event.data) == (1, {"path": f"tinker://{RUN}/weights/a"})
+
+    story(tell, tmp_path)
+
+
 async def _done(stage: Stage, request_id: str) -> Any:
     while (result := await stage.service.futures.poll(request_id, 1.0)) is None:
         pass
