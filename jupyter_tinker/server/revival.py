@@ -92,7 +92,11 @@ class Revival:
                 self._log.error("%s The one before it is used.", damaged)
                 assert plan.snapshot is not None
                 await self._snapshots.delete([plan.snapshot])
-                await self._events.emit(run.id, "guard", rule="snapshot", reason=str(damaged))
+                await self._events.emit(
+                    run.id, "guard", rule="snapshot", reason=str(damaged), paused=False
+                )
+            except _Dropped:
+                pass  # meanwhile; the next plan does without it
             else:
                 return plan.steps
 
@@ -123,6 +127,8 @@ class Revival:
             run.parameters = ops.run_info(result).trainable_parameters
         except ops.OpError as error:
             if error.category == "server" and not await self._snapshots.whole(plan.snapshot):
+                if not await self._history.has_snapshot(plan.snapshot):
+                    raise _Dropped from None
                 raise _Damaged(plan.snapshot, error.message) from None
             raise
 
@@ -203,6 +209,10 @@ class Revival:
 class _Damaged(Exception):
     def __init__(self, snapshot: SnapshotRow, reason: str) -> None:
         super().__init__(f"The snapshot of step {snapshot.step} is damaged: {reason}.")
+
+
+class _Dropped(Exception):
+    """A snapshot is not kept any more."""
 
 
 def replay_in_words(run: Run) -> str | None:

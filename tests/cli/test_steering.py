@@ -336,7 +336,7 @@ def test_lines_that_nobody_reads_any_more(named: Stub, watcher: subprocess.Popen
         (
             "run_revived",
             {"seconds": 1.234, "replayed": 5},
-            "revived in 1.2 s; 5 operations made again",
+            "revived in 1.2 s; 5 steps made again",
         ),
         ("run_unloaded", {}, "not in memory any more; it is brought back when it is needed"),
         ("history_trimmed", {"bytes": 5}, 'history trimmed by ada: {"bytes": 5}'),

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from jupyter_tinker.server.checkpoints import UnknownCheckpoint
 from jupyter_tinker.server.queue_state import queue_state, state_of
 from jupyter_tinker.server.registry import UnknownRun
 from jupyter_tinker.server.runs import Run
-from jupyter_tinker.server.schema import EventRow, StepRow
+from jupyter_tinker.server.schema import EventRow, SnapshotRow, StepRow
 from jupyter_tinker.wire import ops
 from jupyter_tinker.wire.controls import parse_change
 from jupyter_tinker.wire.ops import OpError
@@ -573,6 +573,39 @@ def test_a_fork_begins_where_its_step_was(tmp_path: Path) -> None:
         assert set(stage.engine.runs.states) == {RUN, made["model_id"]}
         (event, _) = await stage.events("forked")
         assert (event.actor, event.step, event.data) == ("ada", 1, {"path": path})
+
+    story(tell, tmp_path)
+
+
+@pytest.mark.parametrize("dropped", [True, False], ids=["dropped", "damaged"])
+def test_a_snapshot_that_goes_while_a_fork_is_made_of_it(tmp_path: Path, dropped: bool) -> None:
+    async def tell(stage: Stage) -> None:
+        for n in range(4):
+            await stage.step(n)
+        history, service = stage.service.history, stage.service
+        for task in list(service.snapshots._writing.values()):
+            await task
+        newest = (await history.snapshots(RUN))[-1]
+        assert newest.step > 0
+
+        def lose(op: ops.Op) -> None:
+            if isinstance(op, ops.RestoreRun) and op.file.endswith(newest.file):
+                if dropped:
+                    gone = delete(SnapshotRow).where(SnapshotRow.position == newest.position)
+                    service._database.run(lambda db: db.execute(gone))
+                service.snapshots.file(newest).unlink()
+
+        stage.engine.before = lose
+        path = await stage.fork(newest.step)
+        made = read(await _done(stage, await create_from(service, path, 1)))
+        assert stage.engine.runs.states[made["model_id"]].step == newest.step
+        guards = [event.data for event in await stage.events("guard")]
+        if dropped:
+            assert guards == []
+        else:
+            (guard,) = guards
+            assert (guard["rule"], guard["paused"]) == ("snapshot", False)
+            assert "damaged" in guard["reason"]
 
     story(tell, tmp_path)
 
