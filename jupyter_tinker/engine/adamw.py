@@ -31,10 +31,22 @@ def norm(flat: torch.Tensor) -> float:
 
 
 def _norm(flat: torch.Tensor) -> torch.Tensor:
+    out = flat.new_empty(())
+    _norm_into(out, flat, flat.new_empty(_parts(len(flat))))
+    return out
+
+
+def _parts(size: int) -> int:
+    return size // _NORM_SLICE + 1
+
+
+def _norm_into(out: torch.Tensor, flat: torch.Tensor, parts: torch.Tensor) -> None:
+    """The norm of `flat`; `parts` is memory for those of its slices, of which it has `_parts`."""
     whole = len(flat) // _NORM_SLICE * _NORM_SLICE
-    slices = torch.linalg.vector_norm(flat[:whole].view(-1, _NORM_SLICE), dim=1)
-    rest = torch.linalg.vector_norm(flat[whole:])
-    return torch.linalg.vector_norm(torch.cat([slices, rest[None]]))
+    parts = parts[: _parts(len(flat))]
+    torch.linalg.vector_norm(flat[:whole].view(-1, _NORM_SLICE), dim=1, out=parts[:-1])
+    torch.linalg.vector_norm(flat[whole:], out=parts[-1])
+    torch.linalg.vector_norm(parts, out=out)
 
 
 class AdamW:
@@ -49,7 +61,8 @@ class AdamW:
         self, weights: torch.Tensor, gradients: torch.Tensor, params: AdamParams, scale: float = 1.0
     ) -> float:
         """Change `weights` by `scale` times `gradients`, whose norm is finite and which are left as
-        they are; the size of the change. If that is not finite, nothing has changed."""
+        they are; the size of the change. If that is not finite, or memory runs out, nothing has
+        changed."""
         if self._stays_finite(weights, gradients, params):
             return self._step(weights, gradients, params, scale)
         state = (weights, self.mean, self.square, self.count)
@@ -79,19 +92,22 @@ class AdamW:
     def _step(
         self, weights: torch.Tensor, gradients: torch.Tensor, params: AdamParams, scale: float
     ) -> float:
-        sizes = []
         state = (weights, gradients, self.mean, self.square)
-        for own, gradient, mean, square in zip(
-            *(tensor.split(_STEP_SLICE) for tensor in state), strict=True
-        ):
-            before = own.clone()
+        slices = list(zip(*(tensor.split(_STEP_SLICE) for tensor in state), strict=True))
+        # All memory, before anything is changed: it may run out.
+        longest = min(len(weights), _STEP_SLICE)
+        before, scaled = weights.new_empty(longest), weights.new_empty(longest)
+        sizes, parts = weights.new_empty(len(slices)), weights.new_empty(_parts(longest))
+        size, count = weights.new_empty(()), self.count.clone()
+        for number, (own, gradient, mean, square) in enumerate(slices):
+            old = before[: len(own)].copy_(own)
             adamw(
                 [own],
-                [gradient * scale],
+                [torch.mul(gradient, scale, out=scaled[: len(own)])],
                 [mean],
                 [square],
                 [],
-                [self.count.clone()],
+                [count.copy_(self.count)],
                 fused=True,
                 amsgrad=False,
                 maximize=False,
@@ -101,9 +117,9 @@ class AdamW:
                 eps=params.eps,
                 weight_decay=params.weight_decay,
             )
-            sizes.append(_norm(before.sub_(own)))
+            _norm_into(sizes[number], old.sub_(own), parts)
         self.count += 1
-        return float(torch.linalg.vector_norm(torch.stack(sizes)))
+        return float(torch.linalg.vector_norm(sizes, out=size))
 
 
 def _largest(flat: torch.Tensor) -> float:

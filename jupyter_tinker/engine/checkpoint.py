@@ -126,17 +126,17 @@ def check_shape(checkpoint: Checkpoint, run: Run) -> None:
 def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Put a checkpoint of the run's own shape into it. Without optimizer state the optimizer starts
     anew, and with it the count of its steps."""
+    # All memory, before anything is changed: it may run out.
+    optimizer, state, step = AdamW(run.adapter.weights), checkpoint.optimizer, 0
+    if state is not None:
+        step = checkpoint.step
+        keys = list(run.adapter.views)
+        optimizer.count.copy_(state[_COUNT])
+        optimizer.mean.copy_(torch.cat([state[_MEAN + key].flatten() for key in keys]))
+        optimizer.square.copy_(torch.cat([state[_SQUARE + key].flatten() for key in keys]))
     run.adapter.fill(checkpoint.weights)
-    run.optimizer, run.step = AdamW(run.adapter.weights), 0
+    run.optimizer, run.step = optimizer, step
     run.zero_grad()
-    state = checkpoint.optimizer
-    if state is None:
-        return
-    run.step = checkpoint.step
-    keys = list(run.adapter.views)
-    run.optimizer.count.copy_(state[_COUNT])
-    run.optimizer.mean.copy_(torch.cat([state[_MEAN + key].flatten() for key in keys]))
-    run.optimizer.square.copy_(torch.cat([state[_SQUARE + key].flatten() for key in keys]))
 
 
 def _shape(lora: LoraSpec) -> str:

@@ -26,8 +26,8 @@ def words(event: dict[str, Any]) -> str:
             paused = "; the run is paused" if data.get("paused") else ""
             return f"guard {data.get('rule')}: {data.get('reason')}{paused}"
         case "run_revived":
-            replayed = data.get("replayed")
-            return f"revived in {data.get('seconds', 0):.1f} s; {replayed} operations made again"
+            steps = "1 step" if data.get("replayed") == 1 else f"{data.get('replayed')} steps"
+            return f"revived in {data.get('seconds', 0):.1f} s; {steps} made again"
         case "run_ended" if data.get("failed"):
             return f"could not be created: {data.get('error')}"
         case "request_failed":

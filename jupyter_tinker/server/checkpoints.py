@@ -9,7 +9,7 @@ import asyncio
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -93,11 +93,16 @@ class Checkpoints:
         return f"{path.run_id.replace(':', '_')}/{path.kind}/{path.name}"
 
     async def add(
-        self, path: CheckpointPath, *, by: str = THE_SERVER, **values: Any
+        self,
+        path: CheckpointPath,
+        *,
+        by: str = THE_SERVER,
+        record: Callable[[Session], object] = lambda db: None,
+        **values: Any,
     ) -> CheckpointRow:
         """Store the row of a checkpoint that is written, in place of one of the same name.
 
-        `by` is who asked for it.
+        `by` is who asked for it; `record` says more of it in the same transaction.
         """
         relative = self._relative(path)
 
@@ -110,6 +115,7 @@ class Checkpoints:
             for name, value in values.items():
                 setattr(row, name, value)
             note(db, "checkpoint_saved", by, tinker_path=str(path), size_bytes=row.size_bytes)
+            record(db)
             return row
 
         return await self._db.call(work)

@@ -71,6 +71,13 @@ class TinkerExtension(ExtensionApp):
         help="""For how many seconds a result is kept after it was fetched. Those of a run's last 16
         forward_backward stay, so that their tokens can be looked at.""",
     )
+    keep_unfetched_seconds = Float(
+        7 * 86_400.0,
+        min=60.0,
+        config=True,
+        help="""For how many seconds a result is kept that nobody fetches. A client that comes for
+        it later is told that it is gone.""",
+    )
     max_body_bytes = Integer(
         256 * 2**20,
         config=True,
@@ -141,8 +148,8 @@ class TinkerExtension(ExtensionApp):
         min=0,
         config=True,
         help="""Most bytes that the histories of all runs may take: snapshots, and the data of
-        steps, of which a run is revived and rewound. Beyond, the past of the run that was used
-        least recently is dropped first, then all of runs that have ended; checkpoints never.""",
+        steps, of which a run is revived and rewound. Beyond, the oldest of the run that was
+        used least recently goes first, then all of runs that have ended; checkpoints never.""",
     )
     snapshot_overhead = Float(
         0.03,
@@ -172,6 +179,7 @@ class TinkerExtension(ExtensionApp):
             limits=Limits(
                 seq_gap=self.seq_gap_seconds,
                 keep_results=self.keep_results_seconds,
+                keep_unfetched=self.keep_unfetched_seconds,
                 session_expiry=self.session_expiry_seconds,
                 snapshot_overhead=self.snapshot_overhead,
                 history_bytes=self.history_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 import uuid
 from collections import OrderedDict
@@ -194,12 +195,18 @@ class Futures:
             self._retrieved.discard(request_id)
         await self._journal.forget(run_id, request_ids)
 
-    async def tidy(self, keep_seconds: float) -> None:
-        """Tell the journal what was fetched, and drop what was fetched long ago."""
+    async def tidy(self, keep_seconds: float, unfetched_seconds: float = math.inf) -> None:
+        """Tell the journal what was fetched, and drop what was fetched long ago, or was there to be
+        fetched for very long."""
         retrieved, self._retrieved = self._retrieved, set()
         if retrieved:
-            await self._journal.mark_retrieved(sorted(retrieved))
-        await self._journal.drop_results(time.time() - keep_seconds)
+            try:
+                await self._journal.mark_retrieved(sorted(retrieved))
+            except BaseException:
+                self._retrieved |= retrieved
+                raise
+        now = time.time()
+        await self._journal.drop_results(now - keep_seconds, now - unfetched_seconds)
 
     async def _stored(self, request_id: str) -> Result | None:
         await self.resumed.wait()

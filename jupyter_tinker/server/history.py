@@ -111,6 +111,14 @@ class History:
         """Where a run is, by what is stored."""
         return await self._db.call(lambda db: place_of(db, run_id))
 
+    async def branches(self, run_ids: Sequence[str]) -> dict[str, Place]:
+        """The branches of those runs that have some, in places that know nothing else."""
+        query = select(BranchRow).where(BranchRow.run_id.in_(run_ids)).order_by(BranchRow.number)
+        found: dict[str, Place] = {}
+        for row in await self._db.call(lambda db: list(db.scalars(query))):
+            found.setdefault(row.run_id, Place()).branches.append(row)
+        return found
+
     async def since_boundary(self, run_id: str, place: Place) -> list[OperationRow]:
         """What was done since the last moment at which nothing was accumulated."""
         boundary = await self._last(run_id, place, place.head, OperationRow.kind.in_(BOUNDARIES))
@@ -211,6 +219,16 @@ class History:
         query = select(SnapshotRow).where(SnapshotRow.run_id == run_id)
         ordered = query.order_by(SnapshotRow.position)
         return await self._db.call(lambda db: list(db.scalars(ordered)))
+
+    async def has_snapshot(self, row: SnapshotRow) -> bool:
+        """Whether a snapshot is still kept."""
+        key = (row.run_id, row.position)
+        found = await self._db.call(lambda db: db.get(SnapshotRow, key))
+        return found is not None and found.sha256 == row.sha256
+
+    async def snapshot_files(self) -> set[str]:
+        """Of all runs, below the snapshots' directory."""
+        return await self._db.call(lambda db: set(db.scalars(select(SnapshotRow.file))))
 
     async def drop_snapshots(self, run_id: str, positions: Sequence[int]) -> None:
         chosen = SnapshotRow.position.in_(positions)

@@ -10,11 +10,11 @@ import time
 from typing import Any
 
 from .checkpoints import Checkpoints
+from .cleaning import Cleaning
 from .events import Events
 from .futures import Futures
 from .lives import Lives
 from .registry import Registry
-from .retention import Retention
 from .sampling import Sampling
 from .session_index import SessionIndex
 from .traces import Traces
@@ -41,8 +41,9 @@ class Housekeeping:
         session_index: SessionIndex,
         lives: Lives,
         events: Events,
-        retention: Retention,
+        cleaning: Cleaning,
         keep_results: float,
+        keep_unfetched: float,
         session_expiry: float,
         history_bytes: int,
         abandoned: float,
@@ -56,8 +57,9 @@ class Housekeeping:
         self._session_index = session_index
         self._lives = lives
         self._events = events
-        self._retention = retention
+        self._cleaning = cleaning
         self._keep_results = keep_results
+        self._keep_unfetched = keep_unfetched
         self._session_expiry = session_expiry
         self._history_bytes = history_bytes
         self._abandoned = abandoned
@@ -69,7 +71,7 @@ class Housekeeping:
         while True:
             await asyncio.sleep(min(_TIDY_SECONDS, self._session_expiry / 2))
             try:
-                await self._futures.tidy(self._keep_results)
+                await self.tidy_results()
                 await self._checkpoints.delete_expired()
                 self._sampling.completions.tidy(self._keep_results)
                 await asyncio.to_thread(self._traces.tidy)
@@ -77,6 +79,9 @@ class Housekeeping:
                 await self._keep_within_budget()
             except Exception:
                 self._log.exception("Housekeeping failed; it is tried again.")
+
+    async def tidy_results(self) -> None:
+        await self._futures.tidy(self._keep_results, self._keep_unfetched)
 
     async def watch_clients(self) -> None:
         """Give up samples that nobody asks for any more, again and again."""
@@ -98,5 +103,4 @@ class Housekeeping:
         if time.monotonic() - self._weighed < _WEIGH_SECONDS:
             return
         self._weighed = time.monotonic()
-        busy = [run.id for run in self._registry if run.lock.locked()]
-        await self._retention.keep_within(self._history_bytes, busy)
+        await self._cleaning.keep_within(self._history_bytes)

@@ -254,12 +254,12 @@ class Journal:
 
         await self._db.call(work)
 
-    async def drop_results(self, retrieved_before: float) -> None:
-        """Let go of results that were fetched before a time; their rows stay. The last that a run
-        was trained on are kept, to be looked into."""
-        query = select(RequestRow.id).where(
-            RequestRow.retrieved_at < retrieved_before, RequestRow.result.is_not(None)
-        )
+    async def drop_results(self, retrieved_before: float, done_before: float = 0.0) -> None:
+        """Let go of results that were fetched before a time, or made before another, whether or not
+        anybody came for them; their rows stay. The last that a run was trained on are kept, to be
+        looked into."""
+        old = (RequestRow.retrieved_at < retrieved_before) | (RequestRow.done_at < done_before)
+        query = select(RequestRow.id).where(old, RequestRow.result.is_not(None))
 
         def work(db: Session) -> None:
             ids = list(db.scalars(query.where(~_is_among_the_last_of_its_run())))

@@ -16,6 +16,7 @@ from .backlog import Backlog
 from .batches import Batches
 from .catalog import Catalog
 from .checkpoints import Checkpoints
+from .cleaning import Cleaning
 from .copies import Copies
 from .creation import RunCreation
 from .custom_losses import CustomLosses
@@ -63,6 +64,7 @@ class Limits:
     session_expiry: float  # without a sign of a client, until its runs leave the engine's memory
     snapshot_overhead: float  # of the time that runs compute, what their snapshots may take
     history_bytes: int  # that the histories of all runs may take
+    keep_unfetched: float = 7 * 86_400.0  # for how long a result is kept that nobody fetches
 
 
 class Parts:
@@ -257,6 +259,12 @@ class Parts:
             spawn=self._background.spawn,
             log=self._log,
         )
+        self.cleaning = Cleaning(
+            retention=self.retention,
+            registry=self.registry,
+            sessions=self.session_index,
+            supervisor=self.supervisor,
+        )
         self._housekeeping = Housekeeping(
             futures=self.futures,
             checkpoints=self.checkpoints,
@@ -266,8 +274,9 @@ class Parts:
             session_index=self.session_index,
             lives=self.lives,
             events=self.events,
-            retention=self.retention,
+            cleaning=self.cleaning,
             keep_results=self._limits.keep_results,
+            keep_unfetched=self._limits.keep_unfetched,
             session_expiry=self._limits.session_expiry,
             history_bytes=self._limits.history_bytes,
             abandoned=abandoned,

@@ -7,13 +7,15 @@ so do checkpoints, which are their owner's. Nothing is dropped without a word.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Callable, Container
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from .audit import THE_SERVER, note
@@ -24,6 +26,10 @@ from .schema import OperationRow, PayloadRow, RequestRow, RunRow, SnapshotRow
 from .snapshots import unlink
 
 _AT_ONCE = 500
+_SLACK = 20  # the part of the budget that is freed beyond, so that it lasts for a while
+
+# Keeps a run as it is for the length of a block; whether it could.
+Hold = Callable[[str], AbstractAsyncContextManager[bool]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,28 @@ class Size:
         return self.snapshots + self.payloads
 
 
+Kept = Literal["nothing", "head", "recent"]
+_LEFT: dict[Kept, str] = {
+    "nothing": "nothing",
+    "head": "what it is now",
+    "recent": "what came last",
+}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of a run's history."""
+
+    snapshots: list[SnapshotRow]
+    payloads: list[str]  # by their requests
+    kept: Kept = "recent"  # once it is gone
+
+
+@asynccontextmanager
+async def _unlocked(_: str) -> AsyncIterator[bool]:
+    yield True
+
+
 class Retention:
     """Drops what is too old, or too much."""
 
@@ -49,18 +77,23 @@ class Retention:
         self._log = log
         self._warned = False
 
-    async def keep_within(self, budget: int, busy: Iterable[str] = ()) -> None:
-        """Drop history until it takes at most `budget` bytes: the past of the run that was used
-        least recently first, and of runs that have ended all. Of `busy` runs nothing is dropped."""
+    async def keep_within(self, budget: int, hold: Hold = _unlocked) -> None:
+        """Where histories take more than `budget` bytes, drop some until it is a little less: the
+        oldest of the run that was used least recently first, and of runs that have ended all.
+
+        `hold` keeps a run as it is for the length of a block, and says whether that is so.
+        """
         total = sum(size.total for size in await self._db.call(sizes))
-        spared = set(busy)
+        goal = budget if total <= budget else budget - budget // _SLACK
         for whole in (False, True):
             for run_id in await self._db.call(partial(_oldest, ended=whole)):
-                if total <= budget:
+                if total <= goal:
                     self._warned = False
                     return
-                if run_id not in spared:
-                    total -= await self.drop(run_id, whole=whole)
+                async with hold(run_id) as held:
+                    if held:
+                        most = None if whole else total - goal
+                        total -= await self._drop(run_id, partial(_part, most=most))
         if total > budget and not self._warned:
             self._warned = True
             self._log.warning(
@@ -75,40 +108,56 @@ class Retention:
         the one used least recently first."""
         return await self._db.call(lambda db: _unused_since(db, moment))
 
-    async def drop(self, run_id: str, *, whole: bool, by: str = THE_SERVER) -> int:
-        """Drop a run's past, or its whole history, with which it ends; returns the bytes."""
-        freed, files = await self._db.call(lambda db: self._drop(db, run_id, whole, by))
-        await asyncio.to_thread(unlink, [self._snapshots / row.file for row in files])
+    async def drop(self, run_id: str, *, by: str = THE_SERVER) -> int:
+        """Drop a run's whole history, with which it ends; returns the bytes."""
+        return await self._drop(run_id, partial(_part, most=None), by=by)
+
+    async def drop_unused(self, run_id: str, moment: float, *, by: str) -> int:
+        """`drop`, unless something was asked of the run since then."""
+
+        def part(db: Session, run_id: str) -> _Part:
+            used = run_id not in {size.run_id for size in _unused_since(db, moment)}
+            return _Part([], []) if used else _part(db, run_id, most=None)
+
+        return await self._drop(run_id, part, by=by)
+
+    async def _drop(
+        self, run_id: str, choose: Callable[[Session, str], _Part], *, by: str = THE_SERVER
+    ) -> int:
+        def work(db: Session) -> tuple[int, _Part]:
+            part = choose(db, run_id)
+            return self._remove(db, run_id, part, by), part
+
+        freed, part = await self._db.call(work)
+        await asyncio.to_thread(unlink, [self._snapshots / row.file for row in part.snapshots])
         if freed:
-            left = "nothing" if whole else "what it is now"
             self._log.warning(
-                "Run %s: %d bytes of its history were dropped; %s is left.", run_id, freed, left
+                "Run %s: %d bytes of its history were dropped; %s is left.",
+                run_id,
+                freed,
+                _LEFT[part.kept],
             )
         return freed
 
-    def _drop(
-        self, db: Session, run_id: str, whole: bool, by: str
-    ) -> tuple[int, list[SnapshotRow]]:
-        before = next(iter(sizes(db, run_id)), Size(run_id, 0, 0)).total
-        gone, payloads = _all(db, run_id) if whole else _past(db, run_id)
-        for row in gone:
+    def _remove(self, db: Session, run_id: str, part: _Part, by: str) -> int:
+        before = _total(db, run_id)
+        for row in part.snapshots:
             db.delete(row)
-        for start in range(0, len(payloads), _AT_ONCE):
-            some = PayloadRow.request_id.in_(payloads[start : start + _AT_ONCE])
+        for start in range(0, len(part.payloads), _AT_ONCE):
+            some = PayloadRow.request_id.in_(part.payloads[start : start + _AT_ONCE])
             db.execute(delete(PayloadRow).where(some))
         db.flush()
-        freed = before - next(iter(sizes(db, run_id)), Size(run_id, 0, 0)).total
+        freed, kept = before - _total(db, run_id), part.kept
         if freed:
-            kept = "nothing" if whole else "head"
             note(db, "run_history_dropped", by, run_id=run_id, size_bytes=freed, kept=kept)
             self._events.record(db, run_id, "history_trimmed", bytes=freed, kept=kept)
-        if whole:
+        if kept == "nothing":
             still = update(RunRow).where(RunRow.id == run_id, RunRow.ended.is_(None))
-            db.execute(still.values(ended=_DROPPED))
-        return freed, gone
+            db.execute(still.values(ended=DROPPED))
+        return freed
 
 
-_DROPPED = (
+DROPPED = (
     "The history of this run was dropped, so it computes no more; start a new client from its last "
     "checkpoint."
 )
@@ -130,6 +179,10 @@ def sizes(db: Session, run_id: str | None = None) -> list[Size]:
     return [Size(name, *both) for name, both in taken.items()]
 
 
+def _total(db: Session, run_id: str) -> int:
+    return sum(size.total for size in sizes(db, run_id))
+
+
 def _unused_since(db: Session, moment: float) -> list[Size]:
     owing = select(RequestRow.run_id).where(RequestRow.done_at.is_(None))
     query = select(RunRow.id).where(RunRow.last_request_at < moment, RunRow.id.not_in(owing))
@@ -146,38 +199,59 @@ def _oldest(db: Session, *, ended: bool) -> list[str]:
     return [run_id for run_id in db.scalars(query) if run_id in with_history]
 
 
-def _all(db: Session, run_id: str) -> tuple[list[SnapshotRow], list[str]]:
+def _part(db: Session, run_id: str, *, most: int | None) -> _Part:
+    """What goes of a run's history: at least `most` bytes of its past if it has them, and not much
+    more; None: all.
+
+    The past is spans, of a snapshot and what was done until the next. The oldest goes first, and
+    within a span its end: what can be made of the snapshot is left until that itself goes.
+    """
     snapshots = list(db.scalars(select(SnapshotRow).where(SnapshotRow.run_id == run_id)))
-    return snapshots, _payloads(db, run_id)
+    if most is None:
+        return _Part(snapshots, list(_payloads(db, run_id)), "nothing")
+    begins = sorted(row.position for row in snapshots)
+    needed = _needed(db, run_id, snapshots)
+    past: list[tuple[tuple[int, int], int, SnapshotRow | str]] = []
+    for row in snapshots:
+        if row.position not in needed:
+            past.append(((bisect_right(begins, row.position), 0), row.size_bytes, row))
+    for request_id, (position, size) in _payloads(db, run_id).items():
+        if position not in needed:
+            past.append(((bisect_left(begins, position), -position), size, request_id))
+    part = _Part([], [], "recent")
+    for _, size, item in sorted(past, key=lambda each: each[0]):
+        if most <= 0:
+            return part
+        most -= size
+        if isinstance(item, str):
+            part.payloads.append(item)
+        else:
+            part.snapshots.append(item)
+    return replace(part, kept="head")
 
 
-def _past(db: Session, run_id: str) -> tuple[list[SnapshotRow], list[str]]:
-    """What is not needed to make the run's present state."""
-    snapshots = list(db.scalars(select(SnapshotRow).where(SnapshotRow.run_id == run_id)))
+def _needed(db: Session, run_id: str, snapshots: list[SnapshotRow]) -> Container[int]:
+    """The positions of what makes the run's present state."""
     place = place_of(db, run_id)
-    spans = place.lineage(place.head)
-    present = [r for r in snapshots if any(a <= r.position <= b for a, b in spans)]
-    if not present:
-        return [], []
-    newest = max(present, key=lambda row: row.position)
-    needed = set(
-        db.scalars(
-            select(OperationRow.request_id).where(
-                OperationRow.run_id == run_id,
-                OperationRow.position > newest.position,
-                OperationRow.request_id.is_not(None),
-            )
-        )
-    )
-    payloads = [request for request in _payloads(db, run_id) if request not in needed]
-    return [row for row in snapshots if row is not newest], payloads
+    spans = [range(first, last + 1) for first, last in place.lineage(place.head)]
+    present = [r.position for r in snapshots if any(r.position in span for span in spans)]
+    newest = max(present, default=0)
+    return {place for span in spans for place in range(max(span.start, newest), span.stop)}
 
 
-def _payloads(db: Session, run_id: str) -> list[str]:
-    """Of requests that are done."""
+def _payloads(db: Session, run_id: str) -> dict[str, tuple[int, int]]:
+    """Position and bytes of each payload of requests that are done, by their ids."""
     query = (
-        select(PayloadRow.request_id)
+        select(PayloadRow.request_id, OperationRow.position, func.length(PayloadRow.body))
         .join(RequestRow, RequestRow.id == PayloadRow.request_id)
+        .join(
+            OperationRow,
+            and_(
+                OperationRow.run_id == PayloadRow.run_id,
+                OperationRow.request_id == PayloadRow.request_id,
+            ),
+            isouter=True,
+        )
         .where(PayloadRow.run_id == run_id, RequestRow.done_at.is_not(None))
     )
-    return list(db.scalars(query))
+    return {id: (position or 0, size) for id, position, size in db.execute(query)}

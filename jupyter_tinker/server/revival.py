@@ -106,8 +106,10 @@ class Revival:
                 self._log.error("%s The one before it is used.", damaged)
                 assert plan.snapshot is not None
                 await self._snapshots.delete([plan.snapshot])
-                event = partial(self._events.record, run_id=run.id, kind="guard")
+                event = partial(self._events.record, run_id=run.id, kind="guard", paused=False)
                 await self._backlog.put(partial(event, rule="snapshot", reason=str(damaged)))
+            except _Dropped:
+                pass  # meanwhile; the next plan does without it
             else:
                 return Replayed(plan.steps, seconds)
 
@@ -138,6 +140,8 @@ class Revival:
             run.parameters = ops.run_info(result).trainable_parameters
         except ops.OpError as error:
             if error.category == "server" and not await self._snapshots.whole(plan.snapshot):
+                if not await self._history.has_snapshot(plan.snapshot):
+                    raise _Dropped from None
                 raise _Damaged(plan.snapshot, error.message) from None
             raise
 
@@ -224,6 +228,10 @@ class Revival:
 class _Damaged(Exception):
     def __init__(self, snapshot: SnapshotRow, reason: str) -> None:
         super().__init__(f"The snapshot of step {snapshot.step} is damaged: {reason}.")
+
+
+class _Dropped(Exception):
+    """A snapshot is not kept any more."""
 
 
 def replay_in_words(run: Run) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ..wire import ops, tinker
@@ -155,9 +156,11 @@ class Saving:
         async with self._turns.training():
             result, _ = await self._supervisor.request(op, generation=generation)
         info = ops.SaveInfo(**result)
-        row = await self._checkpoints.add(
+        event = partial(self._events.record, run_id=run.id, kind="checkpoint_saved")
+        return await self._checkpoints.add(
             path,
             by=run.row.owner,
+            record=partial(event, step=info.step, path=str(path)),
             base_model=run.row.base_model,
             base_path=run.row.base_path,
             lora=asdict(run.lora),
@@ -165,8 +168,6 @@ class Saving:
             size_bytes=info.size_bytes,
             **{"user_metadata": None, "expires_at": None, "request_id": None, **values},
         )
-        await self._events.emit(run.id, "checkpoint_saved", step=info.step, path=str(path))
-        return row
 
     async def _ask(self, run: Run, op: ops.Op) -> None:
         async with self._turns.training():

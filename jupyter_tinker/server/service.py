@@ -43,7 +43,7 @@ class TinkerService(Parts):
         for work in (
             self.lives.resume(),
             asyncio.to_thread(self.checkpoints.sweep),
-            asyncio.to_thread(self.snapshots.sweep),
+            self.snapshots.sweep(),
             self.sessions.retire_runs(),
             self._housekeeping.tidy(),
             self._housekeeping.watch_clients(),
@@ -61,7 +61,7 @@ class TinkerService(Parts):
         await self.supervisor.stop()
         await self.futures.stored()
         with suppress(Exception):
-            await self.futures.tidy(self._limits.keep_results)
+            await self._housekeeping.tidy_results()
         await self._backlog.close()
         await self._database.close()
         self._lock.release()

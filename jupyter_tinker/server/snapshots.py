@@ -45,6 +45,7 @@ class Snapshots:
         self._log = log
         self._costs: dict[str, float] = {}  # seconds of the last snapshot, by run
         self._writing: dict[str, asyncio.Task[None]] = {}  # by run
+        self._begun: set[str] | None = set()  # files of this life, until `sweep` is done
 
     def file(self, row: SnapshotRow) -> Path:
         return self._directory / row.file
@@ -67,6 +68,8 @@ class Snapshots:
         name = f"{run.id.replace(':', '_')}/{run.place.head:08d}.safetensors"
         row = SnapshotRow(run_id=run.id, position=run.place.head, step=run.step, file=name)
         op = ops.SnapshotRun(run.id, str(self._directory / name))
+        if self._begun is not None:
+            self._begun.add(name)
         try:
             answer = await self._supervisor.begin(op, generation=run.generation)
         except EngineDied:
@@ -126,9 +129,26 @@ class Snapshots:
         """Whether a snapshot's file is what was written."""
         return await asyncio.to_thread(_has_digest, self.file(row), row.sha256)
 
-    def sweep(self) -> None:
-        """Remove what writers that were killed left half written. Blocking."""
+    async def sweep(self) -> None:
+        """Remove what earlier lives left: files half written, and files without a row, where one
+        ended between the two."""
+        try:
+            files = await asyncio.to_thread(self._swept)
+            known = await self._history.snapshot_files()
+            for file in files - known:
+                if self._begun is not None and file not in self._begun:
+                    (self._directory / file).unlink(missing_ok=True)
+                await asyncio.sleep(0)
+        except Exception:
+            self._log.exception("What is left of old snapshots could not be removed.")
+        finally:
+            self._begun = None
+
+    def _swept(self) -> set[str]:
+        """The files that are whole. Blocking."""
         staging.sweep(self._directory, "*")
+        found = self._directory.glob("*/*.safetensors")
+        return {file.relative_to(self._directory).as_posix() for file in found}
 
 
 def kept(rows: list[SnapshotRow]) -> set[int]:

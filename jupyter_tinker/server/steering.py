@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from ..wire import ops
@@ -147,12 +147,11 @@ class Steering:
             created_at=time.time(),
             actor=by,
         )
-        controls = run.controls.rewound(step)
         abandoned = {"branch": place.branch, "step": run.step}
         event = partial(self._events.record, run_id=run.id, kind="rewound", actor=by, step=step)
         works: list[Work] = [
             lambda db: db.add(row),
-            partial(_store_controls, run.id, controls),
+            partial(_rewind_controls, run.id, step),
             partial(event, branch=row.number, abandoned=abandoned),
         ]
         # Gradients of other weights: the optim_step that waits for them is to be skipped.
@@ -167,8 +166,11 @@ class Steering:
         place.head = position
         if spoiled is not None:
             place.advance()
-        run.step, run.controls, run.spoiled = step, controls, spoiled
+        run.step, run.spoiled = step, spoiled
         run.totals = StepTotals()
+        # Somebody may have changed them while that was written.
+        for record in self._adopt(run, run.controls.rewound(step), by=None):
+            self._backlog.put(record)
         self._guards.pop(run.id, None)
 
     async def _rebuild(self, run: Run) -> None:
@@ -193,6 +195,11 @@ class Steering:
         if run.ended is not None:
             raise ops.OpError(f"Run {run.id} has ended, so it cannot be steered: {run.ended}")
         return run
+
+
+def _rewind_controls(run_id: str, step: int, db: Session) -> None:
+    stored = db.scalar(select(RunRow.controls).where(RunRow.id == run_id))
+    _store_controls(run_id, Controls.from_json(stored).rewound(step), db)
 
 
 def _store_controls(run_id: str, controls: Controls, db: Session) -> None:

@@ -43,6 +43,7 @@ _START_SECONDS = 30.0
 _REVIVALS = 8  # that fail, of a run, for one request
 # What a paused run does not begin. It can still be saved and evaluated.
 _HELD_BACK = frozenset({"forward_backward", "optim_step", "load_weights"})
+_CHANGES_WEIGHTS = frozenset({"optim_step", "load_weights"})
 
 
 class Trainer:
@@ -95,6 +96,7 @@ class Trainer:
                 await run.released.wait()
             async with run.lock:
                 if trains and run.held_back:
+                    run.release()  # so that the next wait is one, whoever paused it
                     continue
                 self.computing[run.id] = request
                 try:
@@ -139,6 +141,10 @@ class Trainer:
                 return await patiently(partial(self._do, run, request))
             except asyncio.CancelledError:
                 run.generation = 0  # the engine may have done what the journal will not know of
+                raise
+            except ops.OpError as error:
+                if error.category == "server" and request.kind in _CHANGES_WEIGHTS:
+                    run.generation = 0  # whatever came of it, the journal has what the run is
                 raise
             except EngineNotStarted as error:
                 now = time.monotonic()

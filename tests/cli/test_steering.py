@@ -336,7 +336,7 @@ def test_lines_that_nobody_reads_any_more(named: Stub, watcher: subprocess.Popen
         (
             "run_revived",
             {"seconds": 1.234, "replayed": 5},
-            "revived in 1.2 s; 5 operations made again",
+            "revived in 1.2 s; 5 steps made again",
         ),
         (
             "request_failed",

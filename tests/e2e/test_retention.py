@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import time
 from typing import Any
@@ -58,6 +59,26 @@ def test_a_run_whose_client_is_silent_leaves_the_engine_and_comes_back(start: St
     assert '"replayed": 0' in revived[0][0]  # a snapshot was made before it left
 
 
+def test_what_lives_is_left_alone(start: StartServer) -> None:
+    server = start()
+    run, undisturbed = RawRun(server), RawRun(server)
+    expected = _steps(undisturbed, 1, 4)
+    first = _steps(run, 1, 2)
+    done = server.command("gc", "--older-than=0")
+    assert (done.returncode, "No run has a history" in done.stdout) == (0, True), done.stderr
+    first += _steps(run, 3, 3)
+    server.stop(signal.SIGKILL)
+    run.server = start(home=server.home)
+    assert first + _steps(run, 4, 4) == expected
+    run.server.stop()
+    # Without a server nothing is spared, and none begins meanwhile.
+    done = server.command("gc", "--older-than=0")
+    assert run.id in done.stdout, done.stderr
+    assert not list((server.home / "data" / "tinker" / "snapshots").glob("*/*"))
+    audit = "SELECT actor FROM audit WHERE event = 'run_history_dropped'"
+    assert ("jupyter tinker gc",) in _query(server, audit)
+
+
 def test_old_histories_are_dropped_when_a_person_says_so(start: StartServer) -> None:
     server = start()
     run, other = RawRun(server), RawRun(server)
@@ -77,7 +98,7 @@ def test_old_histories_are_dropped_when_a_person_says_so(start: StartServer) -> 
     assert not _query(server, payloads, run.id)
     assert not list((server.home / "data" / "tinker" / "snapshots").glob("*/*"))
     audit = "SELECT actor FROM audit WHERE event = 'run_history_dropped'"
-    assert ("jupyter tinker gc",) in _query(server, audit)
+    assert ("jupyter",) in _query(server, audit)
     assert len(server.fetch(f"tinker/runs/{run.id}/steps")[1]["steps"]) == 3
     again = RawRun(server)
     body = {"path": f"tinker://{run.id}/weights/kept", "optimizer": True}

@@ -10,6 +10,8 @@ import torch
 from jupyter_tinker.engine.adamw import AdamW, norm
 from jupyter_tinker.wire.ops import AdamParams
 
+from .scarce import failures
+
 
 def _drawn(size: int, seed: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
@@ -78,3 +80,21 @@ def test_where_one_number_overflows_nothing_has_changed(where: int) -> None:
     assert not math.isfinite(optimizer.step(weights, gradients, huge))
     for old, new in zip(before, _state(weights, optimizer), strict=True):
         assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("learning_rate", [1e-2, 1e16], ids=["bounded", "not bounded"])
+def test_where_memory_runs_out_nothing_has_changed(learning_rate: float) -> None:
+    """Amid slices, too."""
+    params = AdamParams(learning_rate=learning_rate, eps=1e-8)
+    weights = _drawn(600_001, 0)
+    optimizer = AdamW(weights)
+    optimizer.step(weights, _drawn(600_001, 1), AdamParams(learning_rate=1e-2))
+    before = _state(weights, optimizer)
+    gradients = _drawn(600_001, 2)
+    times = 0
+    for _ in failures(lambda: optimizer.step(weights, gradients, params, 0.5)):
+        times += 1
+        for old, new in zip(before, _state(weights, optimizer), strict=True):
+            assert torch.equal(old, new)
+    assert times > 5
+    assert optimizer.count == 2

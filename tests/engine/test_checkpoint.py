@@ -24,6 +24,7 @@ from jupyter_tinker.wire import staging
 from jupyter_tinker.wire.ops import AdamParams, OpError
 
 from .reference import Client, load_peft, samples
+from .scarce import failures
 
 Models = Callable[[str], Path]
 
@@ -115,6 +116,30 @@ def test_loading_into_the_living_run_goes_back(client: Client, saved: Path) -> N
     assert not client.gradients.any()
     train(client, range(3, 6))
     assert torch.equal(client.weights, after_six)
+
+
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_where_memory_runs_out_the_living_run_is_as_it_was(
+    client: Client, saved: Path, optimizer: bool
+) -> None:
+    then = client.weights.clone()
+    train(client, range(3, 6))
+    client.backward(samples(50))
+    run = client.engine.runs["run"]
+
+    def state() -> list[torch.Tensor]:
+        own = run.optimizer
+        flat = (run.adapter.weights, run.adapter.gradients, own.mean, own.square, own.count)
+        return [tensor.clone() for tensor in flat]
+
+    before, times = state(), 0
+    for _ in failures(lambda: client.load_weights(saved, optimizer=optimizer)):
+        times += 1
+        assert run.step == 6
+        assert all(map(torch.equal, before, state()))
+    assert times > 1
+    assert torch.equal(client.weights, then)
+    assert run.step == (3 if optimizer else 0)
 
 
 def test_without_the_optimizer_it_starts_anew(client: Client, saved: Path) -> None:

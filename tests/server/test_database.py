@@ -42,6 +42,7 @@ from jupyter_tinker.server.schema import (
     Base,
     OperationRow,
     PayloadRow,
+    RequestRow,
     RunRow,
     SessionRow,
 )
@@ -137,6 +138,55 @@ def test_a_result_is_kept_until_a_while_after_it_was_fetched(database: Database)
             await forgetful.poll("r1", hold=0)
         with pytest.raises(UnknownFuture):
             await forgetful.poll("r2", hold=0)
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_a_result_that_nobody_fetches_is_not_kept_for_good(database: Database) -> None:
+    async def story() -> None:
+        futures = _futures(database)
+        request = _request()
+        await futures.accept(request)
+        futures.open(request)
+        futures.complete(request, success({"metrics": {}}))
+        await futures.stored()
+        later = _futures(database, "later")
+        later.resumed.set()
+        await later.tidy(keep_seconds=0.0, unfetched_seconds=60.0)
+        assert (await later._journal.future("r1")).result is not None  # type: ignore[union-attr]
+        await asyncio.sleep(0.01)
+        await later.tidy(keep_seconds=60.0, unfetched_seconds=0.0)
+        with pytest.raises(ExpiredFuture):
+            await later.poll("r1", hold=0)
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_what_was_fetched_is_known_although_it_could_not_be_written_at_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        futures = _futures(database)
+        request = _request()
+        await futures.accept(request)
+        futures.open(request)
+        futures.complete(request, success({"metrics": {}}))
+        assert await futures.poll("r1", hold=1.0) is not None
+        await futures.stored()
+        with monkeypatch.context() as full:
+
+            async def fail(_: Any) -> None:
+                raise OperationalError("", None, Exception("database or disk is full"))
+
+            full.setattr(futures._journal, "mark_retrieved", fail)
+            with pytest.raises(OperationalError):
+                await futures.tidy(keep_seconds=0.0)
+        await futures.tidy(keep_seconds=60.0)
+        row = database.run(lambda db: db.get(RequestRow, "r1"))
+        assert row is not None
+        assert row.retrieved_at is not None
         await database.close()
 
     asyncio.run(story())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from jupyter_tinker.server.history import History, HistoryGone, operation
 from jupyter_tinker.server.retention import Retention, sizes
 from jupyter_tinker.server.schema import (
     AuditRow,
+    BranchRow,
     EventRow,
     PayloadRow,
     RequestRow,
@@ -120,22 +122,69 @@ def _run(histories: Histories, story: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(whole())
 
 
-def test_the_past_of_the_run_used_least_recently_goes_first(histories: Histories) -> None:
+def test_the_oldest_of_the_run_used_least_recently_goes_first(histories: Histories) -> None:
     async def story() -> None:
         for run, used in (("b", 2.0), ("a", 1.0), ("c", 3.0)):
             histories.add(run, used)
         await histories.retention.keep_within(3 * WHOLE)
         assert histories.total() == dict.fromkeys("abc", WHOLE)
+        # With a twentieth more than needed, three payloads.
         await histories.retention.keep_within(3 * WHOLE - 1)
-        assert histories.total() == {"a": HEAD, "b": WHOLE, "c": WHOLE}
-        assert await histories.steps("a") == [
-            0,
-            8,
-            9,
-            10,
-        ]
-        assert await histories.steps("b") == list(range(11))
+        assert histories.total() == {"a": WHOLE - 3 * STEP, "b": WHOLE, "c": WHOLE}
+        assert await histories.steps("a") == [0, 1, 4, 5, 6, 7, 8, 9, 10]
+        for run in "bc":
+            assert await histories.steps(run) == list(range(11))
+        # All of its past, and then that of the next.
+        await histories.retention.keep_within(2 * WHOLE + HEAD - STEP)
+        assert histories.total()["a"] == HEAD
+        assert WHOLE - 5 * STEP < histories.total()["b"] < WHOLE
+        assert await histories.steps("a") == [0, 8, 9, 10]
         assert [f.name for f in (histories.snapshots / "a").iterdir()] == ["8.safetensors"]
+
+    _run(histories, story)
+
+
+def test_a_run_that_is_alone_loses_no_more_than_is_too_much(histories: Histories) -> None:
+    async def story() -> None:
+        histories.add("a", 1.0)
+        left = []
+        while not left or histories.total()["a"] < left[-1][0]:
+            left.append((histories.total()["a"], await histories.steps("a")))
+            await histories.retention.keep_within(left[-1][0] - 1)
+        assert left[0] == (WHOLE, list(range(11)))
+        # Step 4 is made of its snapshot.
+        assert left[1:3] == [
+            (WHOLE - STEP, list(range(11))),
+            (WHOLE - 2 * STEP, [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]),
+        ]
+        # The newest are there to the end, and the past went from its beginning.
+        assert all(steps[-3:] == [8, 9, 10] for _, steps in left)
+        assert [4 in steps for _, steps in left] == sorted((4 in s for _, s in left), reverse=True)
+        assert left[-1] == (HEAD, [0, 8, 9, 10])
+        assert len(left) > 5
+
+    _run(histories, story)
+
+
+def test_what_a_rewind_left_is_not_needed(histories: Histories) -> None:
+    async def story() -> None:
+        histories.add("a", 1.0)
+        row = BranchRow(
+            run_id="a",
+            number=1,
+            first_position=22,
+            parent_position=11,
+            step=5,
+            created_at=0.0,
+            actor="ada",
+        )
+        histories.database.run(lambda db: db.add(row))
+        await histories.retention.keep_within(0)
+        # The snapshot of step 4 and the batch of step 5.
+        assert histories.total() == {"a": SNAPSHOT + STEP}
+        place = await histories.history.place("a")
+        plan = await histories.history.plan("a", place, place.head)
+        assert plan.steps == 1
 
     _run(histories, story)
 
@@ -148,21 +197,21 @@ def test_what_a_run_needs_to_come_back_is_kept_and_all_of_ended_ones_dropped(
         histories.add("ended", 9.0, ended="it is over")
         await histories.retention.keep_within(0)
         assert histories.total() == {"a": HEAD}
-        assert await histories.steps("a") == [
-            0,
-            8,
-            9,
-            10,
-        ]
+        assert await histories.steps("a") == [0, 8, 9, 10]
         assert not list((histories.snapshots / "ended").iterdir())
 
     _run(histories, story)
 
 
-def test_busy_runs_are_left_alone(histories: Histories) -> None:
+def test_runs_that_cannot_be_held_are_left_alone(histories: Histories) -> None:
+    @asynccontextmanager
+    async def hold(run_id: str) -> AsyncIterator[bool]:
+        assert run_id == "a"
+        yield False
+
     async def story() -> None:
         histories.add("a", 1.0)
-        await histories.retention.keep_within(0, busy=["a"])
+        await histories.retention.keep_within(0, hold)
         assert histories.total() == {"a": WHOLE}
 
     _run(histories, story)

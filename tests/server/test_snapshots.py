@@ -249,3 +249,42 @@ def test_the_last_is_kept_once(stage: Stage) -> None:
         assert [row.position for row in await stage.history.snapshots(stage.run.id)] == [1, 2]
 
     asyncio.run(story())
+
+
+def test_files_that_no_row_knows_are_removed_at_the_start(stage: Stage) -> None:
+    async def story() -> None:
+        await stage.begin()
+        assert await stage.step()
+        (row,) = await stage.history.snapshots(stage.run.id)
+        kept = stage.snapshots.file(row)
+        # Of an earlier life that ended before the row was stored, and behind its last snapshot.
+        orphan = kept.with_name("00000099.safetensors")
+        orphan.write_bytes(b"whole")
+        other = kept.parent.parent / "another" / kept.name
+        other.parent.mkdir()
+        other.write_bytes(b"whole")
+        await stage.snapshots.sweep()
+        assert kept.exists()
+        assert not orphan.exists()
+        assert not other.exists()
+
+    asyncio.run(story())
+
+
+def test_what_is_just_being_written_is_not_removed(stage: Stage) -> None:
+    async def story() -> None:
+        await stage.begin()
+        stage.run.place.advance()
+        stored = stage.history.add_snapshot
+
+        async def swept_before(row: SnapshotRow) -> None:
+            assert stage.snapshots.file(row).exists()
+            await stage.snapshots.sweep()
+            await stored(row)
+
+        stage.history.add_snapshot = swept_before  # type: ignore[method-assign]
+        await stage.snapshots.keep(stage.run)
+        (row,) = await stage.history.snapshots(stage.run.id)
+        assert await stage.snapshots.whole(row)
+
+    asyncio.run(story())

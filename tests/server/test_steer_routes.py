@@ -140,6 +140,9 @@ async def test_a_rewind_answers_with_the_run(client: Client, steer: Any) -> None
     assert (branch["number"], branch["step"], branch["actor"]) == (1, 1, "jupyter")
     status, run = await steer(RUN, "rewind", step=3, branch=0)
     assert (run["step"], run["branch"]) == (3, 2)
+    (listed,) = (await steer())[1]["runs"]
+    assert (listed["branch"], listed["branches"]) == (2, run["branches"])
+    assert [branch["parent"] for branch in listed["branches"]] == [0, 0]
 
 
 async def test_a_fork_answers_with_a_path(client: Client, steer: Any) -> None:

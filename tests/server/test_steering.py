@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from jupyter_tinker.server.checkpoints import UnknownCheckpoint
 from jupyter_tinker.server.queue_state import queue_state, state_of
 from jupyter_tinker.server.registry import UnknownRun
 from jupyter_tinker.server.runs import Run
-from jupyter_tinker.server.schema import EventRow, StepRow
+from jupyter_tinker.server.schema import EventRow, SnapshotRow, StepRow
 from jupyter_tinker.wire import ops
 from jupyter_tinker.wire.controls import parse_change
 from jupyter_tinker.wire.ops import OpError
@@ -520,6 +520,64 @@ def test_a_rewind_of_a_paused_run_leaves_it_paused(tmp_path: Path) -> None:
     story(tell, tmp_path)
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("paused", [False, True], ids=["resumed", "paused"])
+def test_what_is_changed_while_a_rewind_is_written_holds(
+    tmp_path: Path, paused: bool, written: bool
+) -> None:
+    """`written`: it is changed behind the rewind's transaction, else before."""
+    seen: list[Any] = []
+
+    async def tell(stage: Stage) -> None:
+        for n in range(3):
+            await stage.step(n)
+        await stage.steer(learning_rate_scale=0.5, ramp_steps=10, paused=not paused)
+        write = stage.service.history.write
+
+        async def and_meanwhile(works: Any) -> None:
+            if written:
+                await write(works)
+            await stage.steer(paused=paused, weight_decay=0.25)
+            if not written:
+                await write(works)
+
+        stage.service.history.write = and_meanwhile  # type: ignore[method-assign]
+        waits = await stage.submit(forward_backward(5))
+        run = await stage.rewind(1)
+        assert run.held_back == paused
+        assert await stage.pending(waits) == paused
+        if not paused:
+            await stage.ask(optim_step())
+        seen.append(run.controls)
+
+    async def stored() -> Run:
+        service = make_service(tmp_path, FakeEngine())
+        service.start("here")
+        try:
+            return await service.run(RUN)
+        finally:
+            await service.stop()
+
+    story(tell, tmp_path)
+    (controls,) = seen
+    assert (controls.paused, controls.weight_decay, controls.ramp.start) == (paused, 0.25, 1)
+    assert asyncio.run(stored()).controls == controls
+
+
+def test_a_run_that_is_held_back_never_holds_up_the_server(tmp_path: Path) -> None:
+    async def tell(stage: Stage) -> None:
+        await stage.step(1)
+        run = await stage.the_run()
+        run.controls = run.controls.pause("nobody was told")
+        assert run.released.is_set()
+        waits = await stage.submit(forward_backward(2))
+        assert await stage.pending(waits)
+        await stage.steer(paused=False)
+        await stage.result(waits)
+
+    story(tell, tmp_path)
+
+
 def test_a_rewind_while_there_is_no_engine_waits_for_one(tmp_path: Path) -> None:
     async def tell(stage: Stage) -> None:
         await stage.step(1)
@@ -553,6 +611,60 @@ def test_a_fork_begins_where_its_step_was(tmp_path: Path) -> None:
         assert set(stage.engine.runs.states) == {RUN, made["model_id"]}
         (event, _) = await stage.events("forked")
         assert (event.actor, event.step, event.data) == ("ada", 1, {"path": path})
+
+    story(tell, tmp_path)
+
+
+@pytest.mark.parametrize("dropped", [True, False], ids=["dropped", "damaged"])
+def test_a_snapshot_that_goes_while_a_fork_is_made_of_it(tmp_path: Path, dropped: bool) -> None:
+    async def tell(stage: Stage) -> None:
+        for n in range(4):
+            await stage.step(n)
+        history, service = stage.service.history, stage.service
+        for task in list(service.snapshots._writing.values()):
+            await task
+        newest = (await history.snapshots(RUN))[-1]
+        assert newest.step > 0
+
+        def lose(op: ops.Op) -> None:
+            if isinstance(op, ops.RestoreRun) and op.file.endswith(newest.file):
+                if dropped:
+                    gone = delete(SnapshotRow).where(SnapshotRow.position == newest.position)
+                    service._database.run(lambda db: db.execute(gone))
+                service.snapshots.file(newest).unlink()
+
+        stage.engine.before = lose
+        path = await stage.fork(newest.step)
+        made = read(await _done(stage, await create_from(service, path, 1)))
+        assert stage.engine.runs.states[made["model_id"]].step == newest.step
+        guards = [event.data for event in await stage.events("guard")]
+        if dropped:
+            assert guards == []
+        else:
+            (guard,) = guards
+            assert (guard["rule"], guard["paused"]) == ("snapshot", False)
+            assert "damaged" in guard["reason"]
+
+    story(tell, tmp_path)
+
+
+def test_a_checkpoint_and_its_event_are_stored_together(tmp_path: Path) -> None:
+    async def tell(stage: Stage) -> None:
+        await stage.step(1)
+        record = stage.service.events.record
+
+        def fail(db: Any, run_id: Any, kind: Any, **data: Any) -> Any:
+            if kind == "checkpoint_saved":
+                raise RuntimeError("it cannot be told")
+            return record(db, run_id, kind, **data)
+
+        stage.service.events.record = fail  # type: ignore[method-assign]
+        assert "it cannot be told" in (await stage.ask(ask("save_weights", path="a")))["error"]
+        assert (await stage.service.checkpoints.list())[1] == 0
+        stage.service.events.record = record  # type: ignore[method-assign]
+        await stage.ask(ask("save_weights", path="a"))
+        (event,) = await stage.events("checkpoint_saved")
+        assert (event.step, event.data) == (1, {"path": f"tinker://{RUN}/weights/a"})
 
     story(tell, tmp_path)
 

@@ -9,6 +9,7 @@ from . import (
     attach,
     batches,
     checkpoints,
+    cleaning,
     downloads,
     events,
     futures,
@@ -40,6 +41,7 @@ _OURS = [
     *lr_find.HANDLERS,
     *events.HANDLERS,
     *keys.HANDLERS,
+    *cleaning.HANDLERS,
     *attach.HANDLERS,
 ]
 

@@ -49,6 +49,7 @@ _NO_KEY = (
     "server's token, or with a key made by `jupyter tinker key create NAME` that has not been "
     "revoked."
 )
+_NO_KEYS = "The server cannot read its keys; its log says why."
 # The status of each exception that may leave a handler; all carry a sentence.
 _STATUS: dict[type[Exception], int] = {
     tinker.BadRequest: 400,
@@ -118,7 +119,11 @@ class TinkerHandler(APIHandler):
         token and given to its identity provider as such."""
         key = self.request.headers.get("X-API-Key", "") or self._bearer()
         if key.startswith(keys.PREFIX):
-            self.key_name = await self.service.keys.owner(key)
+            try:
+                self.key_name = await self.service.keys.owner(key)
+            except OSError:  # where, strangers need not know
+                self.log.exception("The keys cannot be read.")
+                raise web.HTTPError(503, _NO_KEYS) from None
         elif key:
             self.request.headers["Authorization"] = f"token {key.removeprefix('tml-')}"
         if self.key_name is None:

@@ -11,6 +11,7 @@ from tornado import web
 
 from ...wire.controls import Controls, PastStep, parse_change
 from ...wire.events import dumps
+from ..history import Place
 from ..queue_state import state_of
 from ..registry import why_ended
 from ..runs import Run
@@ -37,10 +38,14 @@ def _events_body(rows: list[EventRow]) -> str:
 
 
 def run_json(
-    service: TinkerService, row: RunRow, last: StepRow | None, tags: dict[str, list[str]]
+    service: TinkerService,
+    row: RunRow,
+    last: StepRow | None,
+    tags: dict[str, list[str]],
+    place: Place,
 ) -> dict[str, Any]:
     """A run as people see it: what it is, what it does now, and how it is steered. `tags` are those
-    of its session, or of more, by their ids."""
+    of its session, or of more, by their ids; of `place` only the branches are looked at."""
     run = service.registry.known(row.id)
     return {
         "run_id": row.id,
@@ -57,27 +62,27 @@ def run_json(
         "ended": why_ended(row) if run is None else run.ended,
         "controls": (Controls.from_json(row.controls) if run is None else run.controls).to_json(),
         "last_step": None if last is None else step_json(last),
-    }
-
-
-async def whole_run_json(service: TinkerService, run: Run) -> dict[str, Any]:
-    """`run_json`, and the run's branches."""
-    last = await service.journal.last_steps([run.id])
-    tags = await service.journal.tags([run.row.session_id])
-    return {
-        **run_json(service, run.row, last.get(run.id), tags),
-        "step": run.step,
-        "branch": run.place.branch,
+        "branch": place.branch,
         "branches": [
             {
                 "number": branch.number,
-                "parent": run.place.branch_of(branch.parent_position),
+                "parent": place.branch_of(branch.parent_position),
                 "step": branch.step,
                 "created_at": branch.created_at,
                 "actor": branch.actor,
             }
-            for branch in run.place.branches
+            for branch in place.branches
         ],
+    }
+
+
+async def whole_run_json(service: TinkerService, run: Run) -> dict[str, Any]:
+    """`run_json`, and the step that the run is at."""
+    last = await service.journal.last_steps([run.id])
+    tags = await service.journal.tags([run.row.session_id])
+    return {
+        **run_json(service, run.row, last.get(run.id), tags, run.place),
+        "step": run.step,
     }
 
 
@@ -112,7 +117,11 @@ class RunsHandler(TinkerHandler):
         rows, total = await self.service.journal.runs(limit, offset, live=live)
         last = await self.service.journal.last_steps([row.id for row in rows])
         tags = await self.service.journal.tags(list({row.session_id for row in rows}))
-        runs = [run_json(self.service, row, last.get(row.id), tags) for row in rows]
+        places = await self.service.history.branches([row.id for row in rows])
+        runs = [
+            run_json(self.service, row, last.get(row.id), tags, places.get(row.id, Place()))
+            for row in rows
+        ]
         self.reply({"runs": runs, "total": total})
 
 
