@@ -20,8 +20,9 @@ from .futures import Request
 from .schema import RequestRow
 
 # Of lives that ended while nothing else was suspected. That of the one before them, which accepted
-# the request, is not known to have been at it.
-_DEATHS = 1
+# the request, is not known to have been at it. People end servers, too: several times in a row at
+# one request is no chance.
+_DEATHS = 4
 
 
 class Suspects:
@@ -54,7 +55,8 @@ def _store(request_id: str, deaths: int, db: Session) -> None:
 
 def _deadly(request: Request) -> str:
     return (
-        f"The server ended twice while this request ({request.kind} number {request.seq_id}) was "
-        "under way, so it is given up; the run goes on from before it. If memory ran out, send "
-        "smaller batches or shorter sequences, or lower EngineSupervisor.microbatch_tokens."
+        f"The server ended {request.deaths + 1} times while this request ({request.kind} number "
+        f"{request.seq_id}) was under way, so it is given up; the run goes on from before it. If "
+        "memory ran out, send smaller batches or shorter sequences, or lower "
+        "EngineSupervisor.microbatch_tokens."
     )

@@ -226,6 +226,7 @@ async def test_one_is_asked_for_while_another_goes_on(stage: Stage) -> None:
         await stage.service.previews.now(RUN, by="bob")
     stage.engine.paused.set()
     await stage.rounds(1)
+    await stage.idle()
     assert (await stage.service.previews.describe(RUN))["sampling"] is None
 
 
