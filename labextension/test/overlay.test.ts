@@ -3,22 +3,12 @@
 import { lineage } from "../src/panel/branches.js";
 import { Legend, leftBranches } from "../src/panel/legend.js";
 import { title } from "../src/panel/picker.js";
-import { RUN_COLOURS, type Theme } from "../src/panel/theme.js";
+import { RUN_COLOURS } from "../src/panel/theme.js";
 import { tracesOf } from "../src/panel/traces.js";
 import type { Branch } from "../src/panel/types.js";
 import { Watched } from "../src/panel/watched.js";
+import { THEME, VIEW } from "./looks.js";
 import { RUN, step } from "./steps.js";
-
-const THEME: Theme = {
-  text: "black",
-  ground: "white",
-  muted: "grey",
-  grid: "silver",
-  warn: "orange",
-  error: "red",
-  runs: [...RUN_COLOURS.light],
-};
-const VIEW = { range: null, width: 500, smoothing: 0.9 };
 
 function watched(id: string, branches: Branch[] = []): Watched {
   const made = new Watched(id, null as never, () => {});

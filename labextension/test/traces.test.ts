@@ -1,18 +1,8 @@
-import { tracesOf, type View } from "../src/panel/traces.js";
+import { tracesOf } from "../src/panel/traces.js";
 import type { Step } from "../src/panel/types.js";
 import { Watched } from "../src/panel/watched.js";
+import { THEME, VIEW } from "./looks.js";
 import { RUN, step } from "./steps.js";
-
-const THEME = {
-  text: "black",
-  ground: "white",
-  muted: "grey",
-  grid: "silver",
-  warn: "orange",
-  error: "red",
-  runs: ["blue"],
-};
-const VIEW: View = { range: null, width: 500, smoothing: 0.9 };
 
 interface Drawn {
   name?: string;

@@ -112,6 +112,14 @@ def _futures(database: Database, life: str = "now") -> Futures:
     return Futures(Journal(database, life), Backlog(database))
 
 
+async def _accepted(futures: Futures) -> Request:
+    """A request that is pending."""
+    request = _request()
+    await futures.accept(request)
+    futures.open(request)
+    return request
+
+
 def _payload(database: Database, request_id: str = "r1") -> bytes | None:
     row = database.run(lambda db: db.get(PayloadRow, request_id))
     return None if row is None else row.body
@@ -146,9 +154,7 @@ def test_a_result_is_kept_until_a_while_after_it_was_fetched(database: Database)
 def test_a_result_that_nobody_fetches_is_not_kept_for_good(database: Database) -> None:
     async def story() -> None:
         futures = _futures(database)
-        request = _request()
-        await futures.accept(request)
-        futures.open(request)
+        request = await _accepted(futures)
         futures.complete(request, success({"metrics": {}}))
         await futures.stored()
         later = _futures(database, "later")
@@ -169,9 +175,7 @@ def test_what_was_fetched_is_known_although_it_could_not_be_written_at_once(
 ) -> None:
     async def story() -> None:
         futures = _futures(database)
-        request = _request()
-        await futures.accept(request)
-        futures.open(request)
+        request = await _accepted(futures)
         futures.complete(request, success({"metrics": {}}))
         assert await futures.poll("r1", hold=1.0) is not None
         await futures.stored()
@@ -226,9 +230,7 @@ def test_a_payload_goes_with_its_request_unless_its_run_was_made_of_it(
 def test_a_result_is_handed_out_once_it_is_stored(database: Database) -> None:
     async def story() -> None:
         futures = _futures(database)
-        request = _request()
-        await futures.accept(request)
-        futures.open(request)
+        request = await _accepted(futures)
         futures.complete(request, success({}))
         assert not request.done.done()
         assert await futures.poll("r1", hold=5) == success({})
@@ -291,9 +293,7 @@ def test_a_result_that_cannot_be_stored_yet_is_handed_out_and_stored_later(
 
     async def story() -> None:
         futures = _futures(database)
-        request = _request()
-        await futures.accept(request)
-        futures.open(request)
+        request = await _accepted(futures)
         works = database.call
 
         async def full(_: Any) -> None:

@@ -5,6 +5,7 @@ import { RequestFailed, ServerTransport, type Transport } from "./transport.js";
 import type { Run, Status, Task, TinkerEvent } from "./types.js";
 import { Watched } from "./watched.js";
 
+const RUNS = "runs?limit=1000"; // as many as the server tells of at once
 const RETRY = 2_000;
 // What the server tells of no event: whether a run trains or waits for its client.
 const STATE_EVERY = 3_000;
@@ -26,7 +27,7 @@ export class Feed {
   readonly tasks = new Map<number, Task>();
   private readonly watched = new Map<string, Watched>();
   private readonly listeners = new Set<() => void>();
-  private readonly listing = this.renewal("runs?limit=1000", ({ runs }: { runs: Run[] }) => {
+  private readonly listing = this.renewal(RUNS, ({ runs }: { runs: Run[] }) => {
     this.runs = runs;
   });
   private readonly looking = this.renewal("status", (status: Status) => {
@@ -87,7 +88,7 @@ export class Feed {
    */
   private async start(): Promise<void> {
     try {
-      const { runs } = await this.transport.get<{ runs: Run[] }>("runs?limit=1000");
+      const { runs } = await this.transport.get<{ runs: Run[] }>(RUNS);
       this.runs = runs;
       this.changed();
     } catch (error) {
