@@ -1,18 +1,16 @@
 """One run's LoRA adapter on a shared base model.
 
-PEFT wraps the layers and computes the forward pass; the numbers live here, in one flat tensor with
-PEFT's parameters as views of it, and so do the gradients. Knows nothing of losses or files.
+The numbers live here, in one flat tensor with PEFT's parameters as views of it, and so do the
+gradients. Knows nothing of losses or files, and not what computes with it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from ..wire.ops import LoraSpec, OpError
@@ -38,7 +36,6 @@ class Adapter:
         self.views = dict(_views(self.weights, shapes))
         self.gradient_views = dict(_views(self.gradients, shapes))
         self._draw_initial_weights()
-        self._inject()
 
     @property
     def trains_layers(self) -> bool:
@@ -48,7 +45,7 @@ class Adapter:
     def output_adapter(self) -> LowRank | None:
         """The part on the output layer, if there is one."""
         pair = self._output_pair(self.views)
-        return LowRank(*pair, scale=self.spec.alpha / self.spec.rank) if pair else None
+        return LowRank(*pair, scale=self.spec.scale) if pair else None
 
     def output_gradients(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Where the gradients of that part are accumulated."""
@@ -58,18 +55,6 @@ class Adapter:
         """Take over weights by their names."""
         for key, view in self.views.items():
             view.copy_(values[key])
-
-    def remove(self) -> None:
-        """Take the adapter off the base model, and the wrappers that no other run needs."""
-        model = self.base.model
-        for target in self.targets:
-            layer = model.get_submodule(target.path)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PEFT tells which adapter it falls back to
-                layer.delete_adapter(self.name)
-            if not layer.lora_A:
-                model.set_submodule(target.path, layer.base_layer)
-        self.base.deactivate()
 
     def _draw_initial_weights(self) -> None:
         """PEFT's own: uniform A, zero B. Drawn on the CPU: a seed means the same anywhere."""
@@ -82,23 +67,6 @@ class Adapter:
                 values = torch.empty(view.shape)
                 nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
                 view.copy_(values)
-
-    def _inject(self) -> None:
-        config = peft_config(self.targets, self.spec)
-        model = self.base.model
-        with warnings.catch_warnings():
-            # On tied embeddings PEFT warns of merging, which is never done here.
-            warnings.simplefilter("ignore")
-            # The low-memory mode leaves PEFT's own parameters empty: these are put in their place.
-            inject_adapter_in_model(config, model, self.name, low_cpu_mem_usage=True)
-        for target in self.targets:
-            layer = model.get_submodule(target.path)
-            for side in ("lora_A", "lora_B"):
-                key = f"{target.path}.{side}.weight"
-                parameter = nn.Parameter(self.views[key])
-                parameter.grad = self.gradient_views[key]
-                getattr(layer, side)[self.name].weight = parameter
-        self.base.deactivate()
 
     def _output_pair(
         self, views: Mapping[str, torch.Tensor]
@@ -147,18 +115,6 @@ def parameter_shapes(targets: list[Projection], rank: int) -> dict[str, tuple[in
         shapes[f"{target.path}.lora_A.weight"] = (rank, target.in_features)
         shapes[f"{target.path}.lora_B.weight"] = (target.out_features, rank)
     return shapes
-
-
-def peft_config(targets: list[Projection], spec: LoraSpec) -> LoraConfig:
-    """PEFT's description of the adapter; full paths, so that it matches no other layer."""
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=[target.path for target in targets],
-    )
 
 
 def _views(

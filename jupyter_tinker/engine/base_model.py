@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -28,6 +27,7 @@ from .loading import counted_weights
 from .logprobs import OutputLayer
 from .placement import Placement
 from .progress import Report, unheard
+from .wrappers import Wrappers
 
 if TYPE_CHECKING:
     from .fast.decoder import Decoder
@@ -63,7 +63,7 @@ class BaseModel:
         self.limits = _limits(model)
         self.fingerprint = _fingerprint(path, model)
         self.decoder: Decoder | None = None  # that trains in the place of transformers and PEFT
-        self._active: str | None = None
+        self.wrappers = Wrappers(model)  # of PEFT, where there is no decoder
         _check_output_layer(self)
 
     @property
@@ -75,19 +75,6 @@ class BaseModel:
         """(B, T) tokens -> (B, T, H), what the output layer reads."""
         decoder = self.model.get_decoder()
         return decoder(input_ids=tokens, use_cache=False).last_hidden_state
-
-    def activate(self, adapter: str) -> None:
-        """Let `adapter`, and no other, take part in the forward pass and receive gradients."""
-        if adapter == self._active:
-            return
-        for module in self.model.modules():
-            if isinstance(module, LoraLayer):
-                module.set_adapter([adapter])
-        self._active = adapter
-
-    def deactivate(self) -> None:
-        """Forget which adapter is on, because adapters were added or removed."""
-        self._active = None
 
 
 def load(

@@ -27,9 +27,10 @@ from ..wire import staging
 from ..wire.ops import CheckpointKind, LoraSpec, OpError, SaveInfo
 from . import encryption
 from .adamw import AdamW
-from .adapter import parameter_shapes, peft_config, targets
+from .adapter import parameter_shapes, targets
 from .base_model import BaseModel
 from .train import Run
+from .wrappers import peft_config
 
 FORMAT = 1
 ADAPTER_FILE = "adapter_model.safetensors"

@@ -194,7 +194,7 @@ class Engine:
     def unload_run(self, op: ops.UnloadRun) -> tuple[None, Buffers]:
         run = self.runs.pop(op.run, None)
         if run is not None:
-            run.adapter.remove()
+            run.base.wrappers.remove(run.adapter)
         return None, []
 
     def load_sampler(self, op: sampling.LoadSampler) -> tuple[None, Buffers]:
@@ -203,7 +203,7 @@ class Engine:
         if op.checkpoint is not None:
             saved = checkpoint.read(Path(op.checkpoint), base, optimizer=False)
             views = {key: tensor.to(base.device) for key, tensor in saved.weights.items()}
-            weights = Weights(views, saved.lora.alpha / saved.lora.rank)
+            weights = Weights(views, saved.lora.scale)
         self.sampling.load(op.sampler, base, weights)
         return None, []
 
@@ -237,15 +237,11 @@ class Engine:
         """A new run, which takes its name's place once it is filled."""
         adapter = Adapter(base, lora)
         run = Run(name, adapter, AdamW(adapter.weights))
-        try:
-            fill(run)
-        except BaseException:
-            adapter.remove()
-            raise
+        fill(run)
         replaced = self.runs.get(name)
         self.runs[name] = run
         if replaced is not None:
-            replaced.adapter.remove()
+            replaced.base.wrappers.remove(replaced.adapter)
         return run
 
     def _check_new(self, name: str) -> None:

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from ..wire.ops import OpError
 from . import kv_cache, packed
 from .base_model import BaseModel
+from .wrappers import plain
 
 _ATTENTION = {"full_attention", "sliding_attention"}
 # Of the check that a model's steps agree with its forward pass.
@@ -55,7 +56,7 @@ class InferenceModel:
         self._config = base.model.config.get_text_config()
         _check_attention(base)
         self._layers = {
-            projection.path: _Layer(_plain(base.model.get_submodule(projection.path)), pack)
+            projection.path: _Layer(plain(base.model.get_submodule(projection.path)), pack)
             for projection in base.projections
         }
         output = next(p.path for p in base.projections if p.part == "unembed")
@@ -205,11 +206,6 @@ def _step_attention(
 
 _STEP_ATTENTION = "tinker_step"
 AttentionInterface.register(_STEP_ATTENTION, _step_attention)
-
-
-def _plain(module: nn.Module) -> nn.Linear:
-    """The layer of the base model behind PEFT's, where a run has put its adapter on."""
-    return getattr(module, "base_layer", module)
 
 
 def _check_attention(base: BaseModel) -> None:

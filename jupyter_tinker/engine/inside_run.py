@@ -15,6 +15,7 @@ import torch
 from ..wire.ops import LoraSpec
 from .base_model import Projection
 from .train import Run
+from .wrappers import plain
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -113,8 +114,7 @@ class LayerView:
 
     @property
     def scale(self) -> float:
-        lora = self._view.lora
-        return lora.alpha / lora.rank
+        return self._view.lora.scale
 
     @property
     def A(self) -> torch.Tensor:
@@ -184,8 +184,7 @@ class LayerView:
 
     @property
     def _weight(self) -> torch.Tensor:
-        layer = self._view._run.base.model.get_submodule(self.path)
-        return getattr(layer, "base_layer", layer).weight
+        return plain(self._view._run.base.model.get_submodule(self.path)).weight
 
     def _part(self, side: str, flat: torch.Tensor) -> torch.Tensor:
         """The layer's part of a tensor that is laid out as the adapter's."""

@@ -32,7 +32,7 @@ class Merged:
     def __init__(self, base: BaseModel, checkpoint: Checkpoint) -> None:
         self.model: PreTrainedModel = base.model
         self._adapter = checkpoint.weights
-        self._scale = checkpoint.lora.alpha / checkpoint.lora.rank
+        self._scale = checkpoint.lora.scale
         self._paths = {target.path for target in targets(base, checkpoint.lora)}
         output = base.model.get_output_embeddings()
         self._output = next(p for p, m in base.model.named_modules() if m is output)

@@ -173,7 +173,7 @@ class Sampling:
 def copy_weights(adapter: Adapter) -> Weights:
     """A copy of an adapter's weights as they are now."""
     copies = {key: view.clone() for key, view in adapter.views.items()}
-    return Weights(copies, adapter.spec.alpha / adapter.spec.rank)
+    return Weights(copies, adapter.spec.scale)
 
 
 def _ends(base: BaseModel) -> frozenset[int]:

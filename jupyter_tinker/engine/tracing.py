@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from .adapter import Adapter
 from .base_model import BaseModel
+from .wrappers import plain
 
 _MOST_ATTENTION_BYTES = 1 << 30
 
@@ -120,9 +120,9 @@ class Tracer:
         """Inside, this adapter takes part and no other; `base` does not learn of it, so that
         training finds switched on what it had switched on."""
         try:
-            for module in base.model.modules():
-                if isinstance(module, LoraLayer):
-                    self._replace(module, _forward(module, adapter))
+            for projection in base.projections:
+                module = base.model.get_submodule(projection.path)
+                self._replace(module, _forward(projection.path, module, adapter))
             yield
         finally:
             self.tidy()
@@ -166,16 +166,20 @@ def _attention_path(base: BaseModel, layer: str) -> str:
     raise ValueError(f"the layer {layer} has no attention")
 
 
-def _forward(layer: LoraLayer, adapter: Adapter | None) -> Callable[..., torch.Tensor]:
-    """What `layer` computes with this adapter and no other, in PEFT's order of operations."""
-    inner = layer.get_base_layer()
-    if adapter is None or adapter.name not in layer.lora_A:
-        return inner
-    a, b = (getattr(layer, side)[adapter.name].weight for side in ("lora_A", "lora_B"))
-    scale = layer.scaling[adapter.name]
+def _forward(
+    path: str, module: nn.Module, adapter: Adapter | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What the layer at `path` computes with this adapter and no other, in PEFT's order of
+    operations."""
+    inner = plain(module)
+    compute = inner.forward if inner is module else inner
+    if adapter is None or f"{path}.lora_A.weight" not in adapter.views:
+        return compute
+    a, b = (adapter.views[f"{path}.{side}.weight"] for side in ("lora_A", "lora_B"))
+    scale = adapter.spec.scale
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        out = inner(x)
+        out = compute(x)
         return (out + F.linear(F.linear(x.to(a.dtype), a), b) * scale).to(out.dtype)
 
     return forward

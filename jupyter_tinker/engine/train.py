@@ -95,7 +95,7 @@ def forward_backward(
     decoder = _decoder(run.base, examples)
     work = _Work(run, loss, config, examples, decoder, backward=not request.forward_only)
     if decoder is None:
-        run.base.activate(run.adapter.name)
+        run.base.wrappers.activate(run.adapter)
     results, not_finite = work.results(microbatch_tokens)
     return ForwardResult(
         outputs=[result.output for result in results],

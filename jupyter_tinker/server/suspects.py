@@ -39,7 +39,7 @@ class Suspects:
             yield
             return
         if request.deaths >= _DEATHS:
-            raise ops.OpError(_deadly(request), "server")
+            raise ops.OpError(_deadly(request, request.deaths + 1), "server")
         async with self._one:
             await self._backlog.put(partial(_store, request.id, request.deaths + 1))
             try:
@@ -53,9 +53,9 @@ def _store(request_id: str, deaths: int, db: Session) -> None:
     db.connection().execute(change.values(deaths=deaths))
 
 
-def _deadly(request: Request) -> str:
+def _deadly(request: Request, lives: int) -> str:
     return (
-        f"The server ended {request.deaths + 1} times while this request ({request.kind} number "
+        f"The server ended {lives} times while this request ({request.kind} number "
         f"{request.seq_id}) was under way, so it is given up; the run goes on from before it. If "
         "memory ran out, send smaller batches or shorter sequences, or lower "
         "EngineSupervisor.microbatch_tokens."

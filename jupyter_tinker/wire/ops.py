@@ -65,6 +65,11 @@ class LoraSpec:
     train_mlp: bool = True
     train_unembed: bool = True
 
+    @property
+    def scale(self) -> float:
+        """Of B A, as it is added to a weight."""
+        return self.alpha / self.rank
+
 
 @dataclass(frozen=True)
 class AdamParams:

@@ -23,6 +23,7 @@ from jupyter_tinker.engine.inside import EngineView
 from jupyter_tinker.engine.inside_run import LayerView
 from jupyter_tinker.engine.settings import Apart
 from jupyter_tinker.engine.train import Run
+from jupyter_tinker.engine.wrappers import plain
 from jupyter_tinker.wire import ops
 
 from .reference import request, samples
@@ -87,6 +88,7 @@ def test_every_tensor_is_what_the_run_has(trained: Engine) -> None:
         ]
         assert torch.equal(torch.cat(told), flat)
         assert flat.any()
+    run.base.wrappers.activate(run.adapter)
     parameters = dict(run.base.model.named_parameters())
     for path, layer in shown.adapter.items():
         for side in "AB":
@@ -161,7 +163,7 @@ def trained_hidden(run: Run, kind: str, layer: int) -> torch.Tensor:
     hook = run.base.model.get_submodule(path).register_forward_hook(
         lambda _, __, out: kept.append(out[0] if isinstance(out, tuple) else out)
     )
-    run.base.activate(run.adapter.name)
+    run.base.wrappers.activate(run.adapter)
     with torch.no_grad():
         run.base.hidden_states(torch.tensor([TOKENS]))
     hook.remove()
@@ -235,7 +237,7 @@ def test_an_interrupted_trace_leaves_nothing_behind(trained: Engine, base: Path)
         untouched.handle(ops.CreateRun(name, "tiny", str(base), LORA))
         step(untouched, name)
     backward(untouched, "run", 1)
-    inner = run.base.model.get_submodule("model.layers.1.mlp.down_proj").base_layer
+    inner = plain(run.base.model.get_submodule("model.layers.1.mlp.down_proj"))
     before = {name: dict(m.__dict__) for name, m in run.base.model.named_modules()}
     for passes in (0, 1):  # of hidden states, and of attention
         seen = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from jupyter_tinker.engine.logprobs import Scores
 from jupyter_tinker.wire import ops
 from jupyter_tinker.wire.ops import AdamParams, OpError
 
-from .reference import Client, samples
+from .reference import Client, request, samples
 
 Models = Callable[[str], Path]
 
@@ -84,9 +86,11 @@ def test_interleaved_runs_have_the_numbers_they_have_alone(models: Models, kind:
 
 def test_unloading_frees_the_adapter_and_unwraps_the_base(client: Client) -> None:
     client.create()
+    base = client.engine.runs["run"].base
+    base.decoder, model = None, base.model
     client.backward(samples(0))
     client.step()
-    model = client.engine.runs["run"].base.model
+    assert any(isinstance(module, LoraLayer) for module in model.modules())
     weights = weakref.ref(client.weights)
     client.unload()
     gc.collect()
@@ -122,8 +126,32 @@ def test_a_fresh_run_equals_its_base(client: Client) -> None:
             np.testing.assert_allclose(lp, expected[:, 0].numpy(), atol=1e-5)
 
 
+STEP_WITHOUT_PEFT = """
+import sys
+from jupyter_tinker.engine.engine import Engine
+from jupyter_tinker.wire import ops
+engine = Engine()
+engine.handle(ops.CreateRun("run", "tiny", sys.argv[1], ops.LoraSpec(rank=4, seed=7)))
+engine.handle(ops.ForwardBackward("run", sys.stdin.buffer.read()))
+engine.handle(ops.OptimStep("run", ops.AdamParams()))
+print("peft" in sys.modules)
+"""
+
+
+def test_what_needs_no_peft_does_not_import_it(base: Path) -> None:
+    """It would take a part of every cold start."""
+    done = subprocess.run(
+        [sys.executable, "-c", STEP_WITHOUT_PEFT, base],
+        input=request(samples(0)),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.split() == [b"False"]
+
+
 def test_gradients_stay_views_of_one_buffer(client: Client) -> None:
     client.create()
+    client.engine.runs["run"].base.decoder = None
     train(client, range(2))
     client.backward(samples(0))
     run = client.engine.runs["run"]

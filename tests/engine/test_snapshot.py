@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from jupyter_tinker.engine import snapshot, snapshot_writer
 from jupyter_tinker.engine.engine import Engine
+from jupyter_tinker.engine.train import Run
 from jupyter_tinker.wire import ops, staging
 from jupyter_tinker.wire.ops import AdamParams, OpError, SnapshotInfo
 
@@ -45,6 +46,18 @@ def taken(client: Client, file: Path) -> SnapshotInfo:
         one_step(client, seed)
     client.backward(samples(50))
     return take(client, file)
+
+
+def wrap(client: Client) -> None:
+    """As a pass by transformers and PEFT would."""
+    run = client.engine.runs[client.run]
+    run.base.wrappers.activate(run.adapter)
+
+
+def wrapped_in(run: Run) -> set[str]:
+    """The adapters that PEFT's layers around the base model's carry."""
+    layers = [m for m in run.base.model.modules() if isinstance(m, LoraLayer)]
+    return {name for layer in layers for name in layer.lora_A}
 
 
 def take(client: Client, file: Path) -> SnapshotInfo:
@@ -166,12 +179,12 @@ def test_a_run_of_another_shape_is_replaced(
     client.unload()
     client.create(**other)
     client.backward(samples(0))
+    wrap(client)
     restore(client, file, taken.sha256)
     assert state(client) == expected
     assert one_step(client, 3) == continued
     run = client.engine.runs["run"]
-    layers = [m for m in run.base.model.modules() if isinstance(m, LoraLayer)]
-    assert {name for layer in layers for name in layer.lora_A} == {run.adapter.name}
+    assert not wrapped_in(run)
 
 
 def test_what_the_file_holds(client: Client, file: Path, taken: SnapshotInfo) -> None:
@@ -506,6 +519,7 @@ def test_an_interrupted_restore_leaves_the_run(
     client.create(**shape)
     one_step(client, 7)
     client.backward(samples(8))
+    wrap(client)
     before = state(client)
     real = torch.Tensor.copy_
     own = client.weights
@@ -529,6 +543,5 @@ def test_an_interrupted_restore_leaves_the_run(
             restore(client, file, taken.sha256)
     assert state(client) == before
     run = client.engine.runs["run"]
-    layers = [m for m in run.base.model.modules() if isinstance(m, LoraLayer)]
-    assert {name for layer in layers for name in layer.lora_A} == {run.adapter.name}
+    assert wrapped_in(run) == {run.adapter.name}
     assert restore(client, file, taken.sha256).step == 2

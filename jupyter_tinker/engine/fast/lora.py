@@ -42,7 +42,7 @@ class Lora:
         for target in adapter.targets:
             a, b = (f"{target.path}.{side}.weight" for side in ("lora_A", "lora_B"))
             pairs[target.path] = Pair(views[a], views[b], gradients[a], gradients[b])
-        return cls(pairs, adapter.spec.alpha / adapter.spec.rank)
+        return cls(pairs, adapter.spec.scale)
 
 
 class Linear:
