@@ -42,7 +42,7 @@ from .train import Run
 Buffers = list[bytes]
 Answer = tuple[dict[str, Any], Buffers]  # an operation's result as a dictionary, and its buffers
 # A CPU is no faster with more, and a token of SmolLM2 takes 1.7 MB of activations.
-_MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
+_MICROBATCH_TOKENS = {"cpu": 512, "cuda": 4096}
 _AnyOp = TypeVar("_AnyOp", bound=Op)
 
 
@@ -195,6 +195,8 @@ class Engine:
         run = self.runs.pop(op.run, None)
         if run is not None:
             run.base.wrappers.remove(run.adapter)
+            del run
+            memory.give_back()
         return None, []
 
     def load_sampler(self, op: sampling.LoadSampler) -> tuple[None, Buffers]:
@@ -214,6 +216,7 @@ class Engine:
 
     def unload_sampler(self, op: sampling.UnloadSampler) -> tuple[None, Buffers]:
         self.sampling.unload(op.sampler)
+        memory.give_back()
         return None, []
 
     def sample(self, op: sampling.Sample) -> tuple[None, Buffers]:
@@ -235,6 +238,7 @@ class Engine:
         fill: Callable[[Run], None] = lambda run: None,
     ) -> Run:
         """A new run, which takes its name's place once it is filled."""
+        memory.give_back()  # what passes of other runs have left would stay beside what it needs
         adapter = Adapter(base, lora)
         run = Run(name, adapter, AdamW(adapter.weights))
         fill(run)

@@ -5,7 +5,10 @@ Knows nothing of runs or models.
 
 from __future__ import annotations
 
+import ctypes
 import gc
+from collections.abc import Callable
+from functools import cache
 
 import psutil
 import torch
@@ -29,13 +32,30 @@ def reason(error: RuntimeError | MemoryError) -> str:
 
 
 def release() -> None:
-    """Give back what is kept for later use. Of use only once no traceback holds tensors any more,
-    which is after the `except` block."""
+    """Give back what nothing refers to, and what is kept for later use. Of use only once no
+    traceback holds tensors any more, which is after the `except` block."""
     gc.collect()
+    give_back()
+
+
+def give_back() -> None:
+    """Let the system have what allocators keep of memory that is free."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's; others have no such function."""
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+    return trim
 
 
 def used(device: torch.device) -> int:

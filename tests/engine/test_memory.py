@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jupyter_tinker.engine import evaluation
+from jupyter_tinker.engine import evaluation, memory
 from jupyter_tinker.engine.engine import Engine
 from jupyter_tinker.wire.ops import EngineOptions, OpError
 
@@ -98,3 +98,25 @@ def test_other_errors_are_not_tried_again(client: Client, monkeypatch: pytest.Mo
         client.backward(samples(0, LENGTHS))
     assert sum(rows for rows, _ in device.passes) <= len(LENGTHS)
     assert not client.gradients.any()
+
+
+@pytest.mark.skipif(memory._malloc_trim() is None, reason="only glibc's allocator has to be told")
+def test_what_is_free_is_given_back() -> None:
+    """A block that is in use above those that are free has the allocator keep them."""
+    blocks = [torch.ones(100_000 // 4) for _ in range(2_000)]  # of a size that gets no own mapping
+    last = blocks.pop()
+    del blocks
+    before = memory.used(torch.device("cpu"))
+    memory.give_back()
+    assert before - memory.used(torch.device("cpu")) > 100 << 20
+    assert last.all()
+
+
+def test_runs_that_come_and_go_have_the_free_memory_given_back(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(list(client.engine.runs)))
+    client.create()
+    client.unload()
+    assert given == [[], []]
