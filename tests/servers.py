@@ -139,6 +139,7 @@ def start_server(
             "open_browser": False,
         },
         "IdentityProvider": {"token": TOKEN},
+        "TinkerExtension": {"engine_at_start": False},  # most tests need none, or one by and by
         "Catalog": {"aliases": {name: str(path) for name, path in models.items()}},
     }
     for section, traits in (config or {}).items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from jupyter_core.paths import jupyter_data_dir
 from jupyter_server.extension.application import ExtensionApp
-from traitlets import Float, Integer, Unicode
+from traitlets import Bool, Float, Integer, Unicode
 
 from .. import __version__
 from .attach import Attach
@@ -44,6 +44,14 @@ class TinkerExtension(ExtensionApp):
         config=True,
         help="""SQLAlchemy URL of the database of runs, requests, steps, checkpoints and keys.
         Default: SQLite in the state directory.""",
+    )
+    engine_at_start = Bool(
+        None,
+        allow_none=True,
+        config=True,
+        help="""Whether the engine starts with the server, so that the first client need not wait
+        for its imports, which take some seconds and 300 MB. Default: with `jupyter tinker`, but
+        not on a server of notebooks, where it starts with the first run or sample.""",
     )
     lora_alpha = Float(
         32.0,
@@ -210,8 +218,10 @@ class TinkerExtension(ExtensionApp):
         self.handlers.extend(HANDLERS)
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
-        self.service.start(serverapp.connection_url)
-        if serverapp.starter_app is self:
+        alone = serverapp.starter_app is self
+        early = alone if self.engine_at_start is None else self.engine_at_start
+        self.service.start(serverapp.connection_url, engine=early)
+        if alone:
             print(_exports(serverapp), flush=True)
 
     async def stop_extension(self) -> None:

@@ -91,6 +91,13 @@ class Lives:
 
     # Of the engine
 
+    async def begin(self) -> None:
+        """Have an engine before it is asked for anything."""
+        try:
+            await self._supervisor.ensure_started()
+        except EngineDied as error:
+            self._log.error("%s. The first request tries again.", error)
+
     async def let_go(self, reason: str, now: bool = False) -> None:
         """End the engine, until something is asked of it again; unless it must be `now`, with
         snapshots, so that its runs are quick to come back. What it was asked for is done again."""

@@ -20,12 +20,13 @@ class TinkerService(Parts):
     _about = ""
     _started = False
 
-    def start(self, about: str) -> None:
+    def start(self, about: str, *, engine: bool = False) -> None:
         """Go on with what was pending, and begin the housekeeping. Called on the event loop.
 
-        `about` tells other servers where this one is.
+        `about` tells other servers where this one is; `engine`: whether one is started, too.
         """
         self._about = about
+        self._engine_at_start = engine
         if (refusal := self.refusal()) is not None:
             self._log.error("Tinker does nothing here. %s", refusal)
 
@@ -49,6 +50,8 @@ class TinkerService(Parts):
             self._housekeeping.watch_clients(),
         ):
             self._background.spawn(work)
+        if self._engine_at_start:
+            self._background.spawn(self.lives.begin())
 
     async def stop(self) -> None:
         """End the engine and close the database."""

@@ -204,6 +204,8 @@ class EngineSupervisor(LoggingConfigurable):
         self._ending = True
         if self._pause is not None:
             self._pause.cancel()
+        if self.starting and self._manager is not None and self._manager.has_kernel:
+            await self._manager.shutdown_kernel(now=True)  # its start need not be waited for
         async with self._starting:
             await self._teardown("the engine was shut down")
 
@@ -220,7 +222,12 @@ class EngineSupervisor(LoggingConfigurable):
                 await asyncio.wait([self._pause])
             if self._ending:
                 return None
-            await self._start()
+            try:
+                await self._start()
+            except EngineNotStarted:
+                if self._ending:
+                    return None
+                raise
             return self.generation
 
     def _forget_start(self, start: asyncio.Task[int | None]) -> None:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -68,6 +70,13 @@ def test_an_idle_server_is_little_larger_than_a_bare_one(start) -> None:
     ours.stop()
 
 
+def _wait_for(said: Callable[[], Any], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not said():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.05)
+
+
 def _gone(pid: int, seconds: float = 15.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -75,6 +84,39 @@ def _gone(pid: int, seconds: float = 15.0) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def test_jupyter_tinker_starts_the_engine_with_the_server(start) -> None:
+    server = start(config={"TinkerExtension": {"engine_at_start": None}})
+    _wait_for(lambda: server.fetch("tinker/status")[1]["engine"] == "running")
+    engine = server.engine_pid()
+    run = RawRun(server)
+    run.result(run.forward_backward(1, some_data(1)))
+    assert server.engine_pid() == engine
+    server.stop()
+
+
+def test_an_engine_that_cannot_start_with_the_server_is_told_of(start) -> None:
+    config = {
+        "TinkerExtension": {"engine_at_start": True},
+        "EngineSupervisor": {"device": "mps"},  # which no machine with a /proc has
+    }
+    server = start(config=config)
+    _wait_for(lambda: "The first request tries again." in server.log)
+    assert "Traceback" not in server.log
+    assert server.fetch("tinker/status")[1]["engine"] == "stopped"
+    server.stop()
+
+
+def test_a_server_ends_at_once_while_its_engine_starts(start) -> None:
+    server = start(config={"TinkerExtension": {"engine_at_start": True}})
+    _wait_for(server.engine_pid)
+    engine = server.engine_pid()
+    assert server.fetch("tinker/status")[1]["engine"] == "starting"
+    server.stop()
+    assert server.process.returncode == 0
+    assert "engine started" not in server.log  # nobody waited for that
+    assert _gone(engine)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
