@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, delete, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
+from . import payloads
 from .backlog import Work
 from .database import Database
 from .schema import EventRow, OperationRow, PayloadRow, RequestRow, RunRow, SessionRow, StepRow
@@ -374,5 +375,5 @@ def _add_once(db: Session, request: RequestRow, payload: bytes) -> str:
     if known is not None:
         return known
     db.add(request)
-    db.add(PayloadRow(request_id=request.id, run_id=request.run_id, body=payload))
+    payloads.add(db, request.id, request.run_id, payload)
     return request.id

@@ -19,8 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from . import ops
-from .tinker_pb2 import ForwardBackwardEnvelope
+from . import ops, protobuf
+from .tinker_pb2 import ForwardBackwardEnvelope, ForwardBackwardRequest
+
+_DATA = ForwardBackwardRequest.DATA_FIELD_NUMBER
 
 
 class BadRequest(ValueError):
@@ -324,9 +326,7 @@ def custom_loss_id(body: bytes) -> str | None:
 
     Raises `BadRequest` if it names none.
     """
-    if b"custom" not in body:  # spares the usual body, which is large, a copy
-        return None
-    envelope = ForwardBackwardEnvelope.FromString(body)
+    envelope = _envelope(body)
     if envelope.loss_fn != "custom":
         return None
     loss_id = envelope.loss_fn_config_v2["loss_id"].text
@@ -339,17 +339,21 @@ def custom_loss_id(body: bytes) -> str | None:
 
 def forward_backward_address(body: bytes) -> Address:
     """Read the address of a protobuf body without its data. Raises `BadRequest`."""
-    try:
-        envelope = ForwardBackwardEnvelope.FromString(body)
-    except DecodeError:
-        raise BadRequest(
-            "The body is not a complete protobuf ForwardBackwardRequest; was it cut short?"
-        ) from None
+    envelope = _envelope(body)
     if not envelope.model_id:
         raise BadRequest("The ForwardBackwardRequest names no model_id.")
     if envelope.seq_id < 0:
         raise BadRequest(f"seq_id must not be negative, and is {envelope.seq_id}.")
     return Address(envelope.model_id, envelope.seq_id, envelope.forward_only)
+
+
+def _envelope(body: bytes) -> ForwardBackwardEnvelope:
+    try:
+        return ForwardBackwardEnvelope.FromString(protobuf.without(body, _DATA))
+    except (DecodeError, ValueError):
+        raise BadRequest(
+            "The body is not a complete protobuf ForwardBackwardRequest; was it cut short?"
+        ) from None
 
 
 def without_backward(body: bytes) -> bytes:
