@@ -35,6 +35,12 @@ def batches(model: Path) -> dict[str, list[Sequence]]:
     }
 
 
+def batch(model: Path, count: int, length: int) -> list[Sequence]:
+    """So many sequences of one length, tokenised for a model."""
+    ids = tokens(model)
+    return [_sequence(ids, 40 * i, length) for i in range(count)]
+
+
 def tokens(model: Path) -> list[int]:
     """English text in a model's tokens."""
     topics = pydoc_data.topics.topics

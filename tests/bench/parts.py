@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.bench import ours
 from tests.bench.compute import compute
-from tests.bench.data import batches
+from tests.bench.data import batch, batches
 from tests.bench.history import history
 from tests.bench.load import load
 from tests.bench.loops import Loop, child, loop
@@ -24,6 +24,7 @@ from tests.servers import Server
 
 _BLOCKS = {"4x128": (4, 2), "8x32..256": (3, 1)}  # how many blocks, and steps in each
 _BY_DEFAULT = {"TinkerExtension": {"engine_at_start": None}}  # tests do without
+_SIZES = ((4, 128, 9), (1, 16, 15), (64, 16, 5), (1, 2048, 3), (16, 512, 2))  # and steps
 _GOALS = {"4x128": ">= 1.6", "8x32..256": ">= 3"}
 
 
@@ -72,19 +73,20 @@ def _race(
 
 def overhead(model: Path, report: Report) -> None:
     """What is added to the engine's own seconds."""
-    data = ours.datums(batches(model)["4x128"])
     with ours.server(model) as server:
         client = ours.Client(server)
-        client.steps(data, 1)
-        report.patience.wait()
-        with Noise() as noise:
-            walls, _ = client.steps(data, 9)
-        added = [
-            1e3 * (wall - own)
-            for wall, own in zip(walls, client.compute_seconds(len(walls)), strict=True)
-        ]
-        what = "4x128 step, client's seconds minus the engine's"
-        report.add("overhead", what, added, "ms", goal="< 8", others=noise.cores)
+        for count, length, steps in _SIZES:
+            data = ours.datums(batch(model, count, length))
+            client.steps(data, 1)
+            report.patience.wait()
+            with Noise() as noise:
+                walls, _ = client.steps(data, steps)
+            own = client.compute_seconds(steps)
+            added = [1e3 * (wall - each) for wall, each in zip(walls, own, strict=True)]
+            shares = [100 * (wall - each) / wall for wall, each in zip(walls, own, strict=True)]
+            what = f"{count}x{length} step, client's seconds minus the engine's"
+            report.add("overhead", what, added, "ms", goal="< 8", others=noise.cores)
+            report.add("overhead", "  of the step", shares, "%", goal="< 2")
         with Noise() as noise:
             walls = [client.empty_step() for _ in range(30)][5:]
         own = client.compute_seconds(len(walls))
