@@ -9,13 +9,14 @@ Knows nothing of HTTP, queues or the database.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
@@ -27,6 +28,17 @@ from .progress import Sparing
 
 Answer = tuple[dict[str, Any], list[bytes]]
 _log = logging.getLogger("jupyter_tinker.engine")
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """While modules are imported, which stay: a sixth of the time would go into looking for garbage
+    among them, again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class TinkerKernel(IPythonKernel):
@@ -52,9 +64,10 @@ class TinkerKernel(IPythonKernel):
         signal.signal(signal.SIGINT, self._on_interrupt)
         # Imported here, after the channels are open: torch takes seconds, and the server can
         # already see that the kernel lives.
-        from .engine import Engine
-        from .inside import EngineView
-        from .settings import Apart
+        with _nothing_collected():
+            from .engine import Engine
+            from .inside import EngineView
+            from .settings import Apart
 
         self.engine = Engine()
         self._view = EngineView(self.engine)
