@@ -18,12 +18,23 @@ CHAT_TEMPLATE = (
 
 
 def pytest_configure() -> None:
+    _share_the_processors()
     # Once for all it looks whether this is a notebook, which some tests pretend.
     import tqdm.auto  # noqa: F401
 
     # A shell that runs the tests in the background has all that they start ignore Ctrl-C.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _share_the_processors() -> None:
+    """Tests that run side by side, and all that they start, compute with as many threads as leave
+    the others theirs: threads of a matrix product wait for one another, and for long where one of
+    them has to wait for a processor."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if processes > 1:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
