@@ -34,9 +34,9 @@ lab: install ## JupyterLab with the quickstart and a small model to teach
 	$(BIN)/jupyter tinker pull smollm2-135m
 	$(BIN)/jupyter lab $(AS_ROOT) notebooks/quickstart.ipynb
 
-# Much of the time tests wait for servers to start and end, so two processes go through them side by
-# side: each file in one of them, in the order of the files, of which the last take the longest.
-TEST_PROCESSES ?= 2
+# Side by side, for much of the time tests wait for servers to start and end: each file in one process.
+# tests/conftest.py says in which order, and how many threads each has.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(max(os.cpu_count() or 1, 2), 4))')
 # What the browser tests saw, to be looked at afterwards.
 TINKER_SCREENSHOTS ?= $(abspath build/screenshots)
 

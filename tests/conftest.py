@@ -17,6 +17,27 @@ CHAT_TEMPLATE = (
 )
 
 
+# Each keeps one of the processes that test side by side for minutes.
+LONGEST = (
+    "cookbook/test_recipes.py",
+    "torture/test_campaign.py",
+    "test_binder.py",
+    "test_notebooks.py",
+    "server/test_deaths.py",
+    "browser/test_quickstart.py",
+    "e2e/test_sampling_server.py",
+    "e2e/test_cli.py",
+    "e2e/test_apps.py",
+    "test_release.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that none is begun when the other processes are about to end."""
+    places = {REPOSITORY / "tests" / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
 def pytest_configure() -> None:
     _share_the_processors()
     # Once for all it looks whether this is a notebook, which some tests pretend.
