@@ -259,20 +259,20 @@ def test_samplers_outlive_the_engine_and_the_server(start) -> None:
     client = service.create_sampling_client(model_path=path).result()
     expected = tokens(client.sample(prompt(), 1, params()).result())
     copied = tokens(copy.sample(prompt(), 1, params()).result())
-    pending = client.sample(prompt(), 1000, params(max_tokens=200))
+    pending = client.sample(prompt(), 250, params(max_tokens=200))
     until(lambda: _busy(server))
     pid = server.engine_pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    assert len(pending.result(timeout=120).sequences) == 1000
+    assert len(pending.result(timeout=120).sequences) == 250
     assert tokens(copy.sample(prompt(), 1, params()).result()) == copied
     assert tokens(client.sample(prompt(), 1, params()).result()) == expected
     # The SDK samples again by itself what a server that is gone had accepted.
-    pending = client.sample(prompt(), 1000, params(max_tokens=200))
+    pending = client.sample(prompt(), 250, params(max_tokens=200))
     until(lambda: _busy(server))
     server.stop(signal.SIGKILL)
     again = start(server.home, port=server.port)
-    assert len(pending.result(timeout=120).sequences) == 1000
+    assert len(pending.result(timeout=120).sequences) == 250
     assert tokens(client.sample(prompt(), 1, params()).result()) == expected
     assert tokens(copy.sample(prompt(), 1, params()).result()) == copied
     again.stop()
