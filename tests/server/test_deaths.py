@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from jupyter_tinker.wire.controls import parse_change
 from tests.server.fake_runs import BAD, INFINITE
 from tests.server.lives import RUN, Deed, End, Ending, Story, World
 from tests.server.one_service import add_session, ask, forward_backward, optim_step
+
+Tell = Callable[[Story, dict[int, Ending]], tuple[World, End]]
 
 
 async def halve(service: TinkerService) -> None:
@@ -79,70 +82,79 @@ def beginning(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def play(beginning: Path, tmp_path: Path) -> Any:
-    """Tells a story with endings; returns the world it was told in, and what came of it."""
-    count = 0
+@dataclass(frozen=True)
+class Undisturbed:
+    """A story whose telling nothing ended."""
 
-    def tell(story: Story, endings: dict[int, Ending]) -> tuple[World, End]:
-        nonlocal count
-        count += 1
-        folder = tmp_path / str(count)
-        shutil.copytree(beginning, folder)
+    story: Story
+    points: list[str]
+    end: End
+
+
+@pytest.fixture(scope="module")
+def tell(beginning: Path, tmp_path_factory: pytest.TempPathFactory) -> Tell:
+    """Tells a story with endings; returns the world it was told in, and what came of it."""
+
+    def _tell(story: Story, endings: dict[int, Ending]) -> tuple[World, End]:
+        folder = tmp_path_factory.mktemp("world")
+        shutil.copytree(beginning, folder, dirs_exist_ok=True)
         world = World(folder, story, endings)
         return world, world.play()
 
-    return tell
+    return _tell
+
+
+@pytest.fixture(scope="module", params=[STORY, REWINDS], ids=["all", "rewinds"])
+def undisturbed(request: pytest.FixtureRequest, tell: Tell) -> Undisturbed:
+    world, end = tell(request.param, {})
+    return Undisturbed(request.param, world.points, end)
 
 
 SLOW = pytest.mark.slow
-STORIES = pytest.mark.parametrize("story", [STORY, REWINDS], ids=["all", "rewinds"])
 
 
-def points(world: World, ending: Ending) -> list[int]:
+def points(undisturbed: Undisturbed, ending: Ending) -> list[int]:
     """Where an ending makes a difference: behind a transaction as much as before what comes next,
     and to the engine only while it does something."""
     left_out = {"committed"} if ending == "server" else {"committed", "transaction"}
-    return [number for number, what in enumerate(world.points) if what not in left_out]
+    return [number for number, what in enumerate(undisturbed.points) if what not in left_out]
 
 
-def check(play: Any, story: Story, undisturbed: End, endings: dict[int, Ending]) -> None:
-    world, end = play(story, endings)
+def check(tell: Tell, undisturbed: Undisturbed, endings: dict[int, Ending]) -> None:
+    world, end = tell(undisturbed.story, endings)
     told = [f"{ending} at point {n}, {world.points[n : n + 1]}" for n, ending in endings.items()]
-    assert not (found := differences(end, undisturbed)), "\n".join([", ".join(told), *found])
+    assert not (found := differences(end, undisturbed.end)), "\n".join([", ".join(told), *found])
 
 
-@STORIES
 @pytest.mark.parametrize("ending", ["engine", "server", "stop"])
-def test_one_ending_at_some_point(play: Any, story: Story, ending: Ending) -> None:
-    world, undisturbed = play(story, {})
-    for point in random.Random(0).sample(points(world, ending), 8):
-        check(play, story, undisturbed, {point: ending})
+def test_one_ending_at_some_point(tell: Tell, undisturbed: Undisturbed, ending: Ending) -> None:
+    for point in random.Random(0).sample(points(undisturbed, ending), 8):
+        check(tell, undisturbed, {point: ending})
 
 
 @SLOW
-@STORIES
 @pytest.mark.parametrize("ending", ["engine", "server", "stop"])
 @pytest.mark.parametrize("part", range(4))
-def test_one_ending_at_every_point(play: Any, story: Story, ending: Ending, part: int) -> None:
-    world, undisturbed = play(story, {})
-    for point in points(world, ending)[part::4]:
-        check(play, story, undisturbed, {point: ending})
+def test_one_ending_at_every_point(
+    tell: Tell, undisturbed: Undisturbed, ending: Ending, part: int
+) -> None:
+    for point in points(undisturbed, ending)[part::4]:
+        check(tell, undisturbed, {point: ending})
 
 
-@STORIES
 @pytest.mark.parametrize("seed", [*range(4), *(pytest.param(n, marks=SLOW) for n in range(4, 40))])
-def test_many_endings(play: Any, story: Story, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_endings(
+    tell: Tell, undisturbed: Undisturbed, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # An engine that dies twice at the same request gives up on it, as it should.
     monkeypatch.setattr(training, "_DEATHS", 100)
     monkeypatch.setattr(training, "_REVIVALS", 100)
     monkeypatch.setattr(saving, "_DEATHS", 100)
     monkeypatch.setattr(suspects, "_DEATHS", 100)  # and so does one of which the server dies
-    world, undisturbed = play(story, {})
     draw = random.Random(seed)
     kinds: tuple[Ending, ...] = ("engine", "engine", "server", "stop")
-    endings = {draw.randrange(len(world.points)): draw.choice(kinds) for _ in range(12)}
-    check(play, story, undisturbed, endings)
+    endings = {draw.randrange(len(undisturbed.points)): draw.choice(kinds) for _ in range(12)}
+    check(tell, undisturbed, endings)
 
 
 def differences(end: End, undisturbed: End) -> list[str]:
