@@ -1,6 +1,6 @@
 // A run's dashboard: the panel of the notebooks, as a tab of JupyterLab.
 
-import { Widget } from "@lumino/widgets";
+import { TabPanel, Widget } from "@lumino/widgets";
 import { h } from "../panel/dom.js";
 import type { Panel } from "../panel/mount.js";
 import type { Choice } from "../panel/picker.js";
@@ -21,6 +21,7 @@ export class Dashboard extends Widget {
     super();
     this.addClass("jp-Tinker-dashboard");
     this.title.icon = tinkerIcon;
+    this.title.iconClass = "jp-Tinker-tabIcon";
     this.title.closable = true;
     this.name();
     void this.mount();
@@ -33,6 +34,9 @@ export class Dashboard extends Widget {
   }
 
   protected override onActivateRequest(): void {
+    // Notebook shows the area below its document, but leaves there the tab that was in front.
+    const tabs = this.parent?.parent;
+    if (tabs instanceof TabPanel) tabs.currentWidget = this;
     this.node.tabIndex = -1;
     if (!this.node.contains(document.activeElement)) this.node.focus();
   }

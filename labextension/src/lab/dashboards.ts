@@ -34,7 +34,9 @@ class Dashboards implements IDashboards {
 
   get current(): string | null {
     const { currentWidget } = this.tracker;
-    return currentWidget?.isVisible ? currentWidget.shown : null;
+    if (currentWidget?.isVisible) return currentWidget.shown;
+    // A click on a tab of Notebook's brings a dashboard to the front without the focus.
+    return this.tracker.find(({ isVisible }) => isVisible)?.shown ?? null;
   }
 
   /** Show a run, or whichever started last, beside others; one that is open already comes to the

@@ -104,7 +104,9 @@ export class KeysSection implements Section {
       this.name.value = "";
       this.showSecret(name, key);
     });
-    if (made) await this.load();
+    if (!made) return;
+    await this.load();
+    this.secret.scrollIntoView({ block: "nearest" }); // the list has grown above it
   }
 
   private async revoke(name: string): Promise<void> {

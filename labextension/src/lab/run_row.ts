@@ -51,7 +51,8 @@ export class RunRow {
     const { last_step: last } = run;
     say(this.step, last ? `step ${last.step}` : "no step yet");
     say(this.loss, last ? `loss ${short(last.loss_mean)}` : "");
-    say(this.from, `${when(run.created_at)} · ${ownerWords(run.owner)}${rank(run)}`);
+    const who = `${ownerWords(run.owner)} · session ${run.session_id.slice(0, 8)}`;
+    say(this.from, `${when(run.created_at)} · ${who}${rank(run)}`);
     this.from.title = `Session ${run.session_id}`;
     this.box.checked = chosen;
     this.showPause(run, live);
