@@ -16,7 +16,8 @@ from playwright.sync_api import CDPSession, Page, sync_playwright
 from tests.bench import ours
 from tests.bench.noise import Noise
 from tests.bench.report import Report
-from tests.browser.lab import CONFIG, LAB, PANEL, Lab, chromium, prepare, until
+from tests.browser.chromium import chromium
+from tests.browser.lab import CONFIG, LAB, PANEL, Lab, prepare, until
 from tests.servers import Server
 
 _SCRIPT = (Path(__file__).parent / "panel.js").read_text()

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
 
-from tests.browser.lab import CONFIG, LAB, Lab, chromium, prepare, screenshot_path, until
+from tests.browser.chromium import chromium
+from tests.browser.driven import Driven
+from tests.browser.lab import CONFIG, LAB, Lab, prepare, screenshot_path, until
 from tests.servers import Server, start_server
 
 BUILT = Path(__file__).parents[2] / "jupyter_tinker" / "labextension"
@@ -108,11 +110,25 @@ def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
 
 
 @pytest.fixture
-def lab(page: Page, lab_server: Server) -> Iterator[Lab]:
-    """A page of JupyterLab; the loops that it runs end with the test."""
-    opened = Lab(page, lab_server)
+def place() -> str:
+    """Where `lab` is: tests name other places by their parameters."""
+    return "lab"
+
+
+@pytest.fixture
+def lab(page: Page, lab_server: Server, place: str) -> Iterator[Lab]:
+    """A page of JupyterLab, or of Notebook 7; the loops that it runs end with the test."""
+    opened = Lab(page, lab_server, place)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def external(lab_server: Server) -> Driven:
+    """A run of four steps, driven by a client that is none of the browser's kernels."""
+    run = Driven(lab_server)
+    run.train(4)
+    return run
 
 
 @pytest.fixture

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -15,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from filelock import FileLock
 from playwright.sync_api import Locator, Page, expect
 
 from tests.servers import Server
@@ -65,31 +60,6 @@ print("the loop is over")
 """
 
 
-def chromium() -> tuple[str | None, str]:
-    """Where a Chromium is (None: where playwright keeps its own), and where it came from."""
-    # Of the tests' processes one installs it, and the others wait: apt refuses to work for two.
-    name = f"jupyter-tinker-chromium-{os.getuid()}.lock"
-    with FileLock(Path(tempfile.gettempdir()) / name):
-        return _find_chromium() or _install_chromium()
-
-
-def _find_chromium() -> tuple[str, str] | None:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found, "the path"
-    return None
-
-
-def _install_chromium() -> tuple[str | None, str]:
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "update", "-qq"], check=False)
-        done = subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], check=False)
-        if done.returncode == 0 and (found := shutil.which("chromium")):
-            return found, "Debian's package"
-    subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=True)
-    return None, "playwright install"
-
-
 def screenshot_path(name: str) -> Path | None:
     """Where to keep a screenshot: in the folder that TINKER_SCREENSHOTS names, which is made; None
     where it names none."""
@@ -111,10 +81,11 @@ def prepare(home: Path) -> None:
 class Lab:
     """One page of JupyterLab, or of Notebook 7, and the notebook that is open in it."""
 
-    def __init__(self, page: Page, server: Server, app: tuple[str, ...] = LAB) -> None:
+    def __init__(self, page: Page, server: Server, place: str = "lab") -> None:
+        """`place` is "lab", or for Notebook 7 its page of files, "tree", or of a "notebook"."""
         self.page = page
         self.server = server
-        self.app = app
+        self.place = place
         self.flags: list[Path] = []
         self.errors: list[str] = []  # of the page's console
         self.name = ""
@@ -133,13 +104,18 @@ class Lab:
 
     def open_notebook(self, notebook: nbformat.NotebookNode, name: str) -> None:
         """Open a notebook by a name that no other has."""
-        self.name = name
-        self.cells = len(notebook.cells)
         nbformat.write(notebook, self.server.home / "root" / name)
-        workspace = f"lab/workspaces/{self.name.removesuffix('.ipynb')}/tree/{self.name}"
-        path = workspace if self.app == LAB else f"notebooks/{self.name}"
-        self.page.goto(f"{self.server.root}{path}?token={self.server.token}")
+        self.open_file(name, len(notebook.cells))
+
+    def open_file(self, path: str, cells: int) -> None:
+        """Open a notebook that is there, of so many cells."""
+        self.name, self.cells = path, cells
+        workspace = f"lab/workspaces/{uuid.uuid4().hex[:8]}"
+        self._go(f"{workspace}/tree/{path}" if self.place == "lab" else f"notebooks/{path}")
         self._opened()
+
+    def _go(self, path: str) -> None:
+        self.page.goto(f"{self.server.root}{path}?token={self.server.token}")
 
     def _opened(self) -> None:
         self.page.wait_for_function(
@@ -153,6 +129,11 @@ class Lab:
         """Errors in the page's console that are not about the server's being asked too early."""
         return [error for error in self.errors if "Failed to load resource" not in error]
 
+    def cells_shown(self) -> list[dict[str, Any]]:
+        """The notebook's cells as the page has them, with their outputs."""
+        cells: list[dict[str, Any]] = self.page.evaluate(f"{_CURRENT}.context.model.toJSON().cells")
+        return cells
+
     def save(self) -> None:
         self.page.evaluate(f"{_CURRENT}.context.save()")
 
@@ -161,10 +142,19 @@ class Lab:
         self.page.reload()
         self._opened()
 
-    def open_desk(self, page: str = "") -> None:
-        """Open JupyterLab without a document, in a workspace of its own, or another page."""
-        page = page or f"lab/workspaces/{uuid.uuid4().hex[:8]}"
-        self.page.goto(f"{self.server.root}{page}?token={self.server.token}")
+    def open_desk(self) -> None:
+        """Open JupyterLab without a document, in a workspace of its own, or a page of Notebook."""
+        if self.place == "notebook":
+            self.open("1 + 1")
+        else:
+            self._go(f"lab/workspaces/{uuid.uuid4().hex[:8]}" if self.place == "lab" else "tree")
+        self._desk_opened()
+
+    def reload_desk(self) -> None:
+        self.page.reload()
+        self._desk_opened()
+
+    def _desk_opened(self) -> None:
         self.page.wait_for_function("window.jupyterapp?.commands.hasCommand('tinker:show-sidebar')")
         self.page.wait_for_function(
             """() => {
@@ -172,6 +162,15 @@ class Lab:
               return window.desk === "open";
             }"""
         )
+
+    @property
+    def workspace(self) -> dict[str, Any]:
+        """What JupyterLab has kept of its layout."""
+        name = self.page.url.split("/workspaces/")[1].split("?")[0].split("/")[0]
+        jupyters = {"Authorization": f"token {self.server.token}"}
+        kept = self.server.fetch(f"lab/api/workspaces/{name}", headers=jupyters)[1]
+        data: dict[str, Any] = kept.get("data", {})
+        return data
 
     def run_all(self) -> None:
         self.command("notebook:run-all-cells")
@@ -276,6 +275,7 @@ class Lab:
     def page_screenshot(self, name: str) -> None:
         """Of the whole page, kept as those of the panel."""
         if path := screenshot_path(name):
+            self.page.wait_for_timeout(600)
             self.page.screenshot(path=path)
 
 

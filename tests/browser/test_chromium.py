@@ -24,9 +24,12 @@ if "install" in sys.argv:
     (folder / "chromium").touch(0o755)
 (folder / "working").rmdir()
 """
-FIND = (
-    "import os; os.geteuid = lambda: 0; from tests.browser.lab import chromium; print(chromium())"
-)
+FIND = """\
+import os
+os.geteuid = lambda: 0
+from tests.browser.chromium import chromium
+print(chromium())
+"""
 
 
 def test_processes_install_it_once(tmp_path):

@@ -42,7 +42,7 @@ def elsewhere(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Server]:
 
 def test_notebook_7(page: Page, start_lab: Callable[..., Server]) -> None:
     server = start_lab(app=NOTEBOOK)
-    lab = Lab(page, server, app=NOTEBOOK)
+    lab = Lab(page, server, place="notebook")
     run = lab.train()
     assert lab.is_busy()
     lab.slide("ArrowRight", 30)

@@ -163,7 +163,7 @@ def test_what_makes_no_sense_is_said_and_changes_nothing(lab: Lab, driven: Drive
 
 
 def test_an_ended_run_cannot_be_steered_and_says_why(lab: Lab, driven: Driven) -> None:
-    session = driven.raw.session_id
+    session = driven.session_id
     body = {"reason": {"type": "success"}, "detail": None}
     lab.server.fetch(f"tinker/api/v1/sessions/{session}/finish", body)
     expect(lab.panel.locator(".jt-banner")).to_contain_text("Ended: ")
