@@ -112,12 +112,12 @@ def test_who_reads_weights_while_a_client_trains_changes_no_number(lab: Lab, pla
         expect(attached.page.locator(".jp-KernelName")).to_have_text("tinker-engine")
         _type(attached, READ.format(run=run.id))
         seen = [Reading("", "", "0")]
-        while len(seen) < 5:
+        while len(seen) < 4:
             seen.append(_read(attached, after=seen[-1]))
             _await_a_step(run)
         expect(attached.page.locator(".jp-Notebook .js-plotly-plot").first).to_be_visible()
         attached.page_screenshot(f"read-while-training-{place}")
-    assert len({reading.norm for reading in seen}) == len({reading.delta for reading in seen}) == 5
+    assert len({reading.norm for reading in seen}) == len({reading.delta for reading in seen}) == 4
     alone = Driven(lab.server)
     alone.train(run.steps)
     assert run.losses == alone.losses

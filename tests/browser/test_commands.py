@@ -23,15 +23,6 @@ from tests.browser.lab import Lab, until
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-@EVERYWHERE
-def test_the_palette_has_all_commands_with_their_shortcuts(lab: Lab, place: str) -> None:
-    lab.open_desk()
-    offered = palette(lab)
-    for label in COMMANDS:
-        assert any(label in item and "Alt+T" in item for item in offered), offered
-    lab.page_screenshot(f"palette-{place}")
-
-
 def test_the_launcher_and_the_status_bar_open_a_dashboard(lab: Lab, external: Driven) -> None:
     lab.open_desk()
     status = lab.page.locator(".jp-Tinker-status")
@@ -55,12 +46,17 @@ def test_the_launcher_and_the_status_bar_open_a_dashboard(lab: Lab, external: Dr
 
 
 @EVERYWHERE
-def test_shortcuts_steer_the_run_in_view_and_a_pause_is_told(
+def test_commands_are_in_the_palette_and_their_shortcuts_steer_the_run_in_view(
     lab: Lab, external: Driven, place: str
 ) -> None:
     newer = Driven(external.server)
     newer.train(2)
     lab.open_desk()
+    offered = palette(lab)
+    for label in COMMANDS:
+        assert any(label in item and "Alt+T" in item for item in offered), offered
+    lab.page_screenshot(f"palette-{place}")
+    lab.page.keyboard.press("Escape")
     open_dashboard(lab, newer)
     dashboard = open_dashboard(lab, external)
     until(lambda: lab.drawn_steps(dashboard) == list(range(1, external.steps + 1)))

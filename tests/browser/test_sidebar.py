@@ -14,8 +14,7 @@ from tests.browser.lab import Lab
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-@IN_LAB_AND_NOTEBOOK
-def test_the_engine_and_the_session_that_owns_a_run(lab: Lab, external: Driven, place: str) -> None:
+def test_the_engine_and_the_session_that_owns_a_run(lab: Lab, external: Driven) -> None:
     lab.open_desk()
     sidebar = show_sidebar(lab)
     engine = lab.server.fetch("tinker/status")[1]["status"]
@@ -29,7 +28,7 @@ def test_the_engine_and_the_session_that_owns_a_run(lab: Lab, external: Driven, 
     owned = row(sidebar, external).locator(".jp-Tinker-from")
     expect(owned).to_contain_text(f"jupyter · session {external.session_id[:8]} · rank 4")
     expect(owned).to_have_attribute("title", f"Session {external.session_id}")
-    lab.page_screenshot(f"sidebar-{place}")
+    lab.page_screenshot("sidebar")
 
 
 @IN_LAB_AND_NOTEBOOK
