@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 LONGEST = (
     "cookbook/test_recipes.py",
     "torture/test_campaign.py",
-    "test_binder.py",
+    "browser/test_binder.py",
     "test_notebooks.py",
     "server/test_deaths.py",
     "browser/test_quickstart.py",
