@@ -18,6 +18,7 @@ class TinkerService(Parts):
     """Sessions, runs and requests of one server."""
 
     _about = ""
+    _engine_at_start = False
     _started = False
 
     def start(self, about: str, *, engine: bool = False) -> None:
