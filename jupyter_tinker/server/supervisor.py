@@ -204,8 +204,10 @@ class EngineSupervisor(LoggingConfigurable):
         self._ending = True
         if self._pause is not None:
             self._pause.cancel()
-        if self.starting and self._manager is not None and self._manager.has_kernel:
-            await self._manager.shutdown_kernel(now=True)  # its start need not be waited for
+        if self.starting and self._manager is not None and self._manager.provisioner is not None:
+            # Its start need not be waited for. The rest is the start's, which now fails: a manager
+            # is not asked to shut down by two at once.
+            await self._manager.provisioner.kill()
         async with self._starting:
             await self._teardown("the engine was shut down")
 
@@ -246,6 +248,8 @@ class EngineSupervisor(LoggingConfigurable):
         manager = self._manager = self._address.manager(self)
         try:
             await manager.start_kernel(env=environment(low_memory=self.low_memory))
+            if self._ending:
+                raise EngineDied("the server ends")
             self._client = EngineClient(manager.client(), self.progress)
             self._client.start()
             self.generation += 1

@@ -116,6 +116,7 @@ def test_a_server_ends_at_once_while_its_engine_starts(start) -> None:
     server.stop()
     assert server.process.returncode == 0
     assert "engine started" not in server.log  # nobody waited for that
+    assert "Traceback" not in server.log
     assert _gone(engine)
 
 

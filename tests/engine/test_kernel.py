@@ -67,6 +67,30 @@ async def ask(supervisor: EngineSupervisor, op: ops.Op) -> dict[str, Any]:
     return (await supervisor.request(op))[0]
 
 
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.2, 1.0])
+def test_the_end_does_not_wait_for_a_start(
+    after: float,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+
+    async def told() -> None:
+        supervisor = EngineSupervisor(device="cpu", num_threads=1)
+        asking = asyncio.create_task(supervisor.ensure_started())
+        await asyncio.sleep(after)
+        await supervisor.stop()
+        assert not supervisor.starting
+        assert supervisor.generation <= 1
+        assert supervisor.status is None
+        asking.cancel()
+
+    asyncio.run(asyncio.wait_for(told(), 60))
+    assert caplog.records == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_operations_go_on_while_a_snapshot_is_written(
     with_engine: Callable[..., None], base: Path, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ class Kernel:
 
     def __init__(self, *, starts: bool | None = True) -> None:
         self.alive = False
+        self.shuts_down = False
         self.starts = starts
         self.asked: list[tuple[str, str]] = []  # message id and operation, not answered yet
         self._replies: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -75,7 +76,17 @@ class Kernel:
     def has_kernel(self) -> bool:
         return self.alive
 
+    @property
+    def provisioner(self) -> Any:
+        return self if self.alive else None
+
+    async def kill(self) -> None:
+        self.alive = False
+
     async def shutdown_kernel(self, *, now: bool) -> None:
+        assert not self.shuts_down, "a manager cannot be asked twice"
+        self.shuts_down = True
+        await asyncio.sleep(0)
         self.alive = False
 
     # As a client
@@ -387,6 +398,20 @@ def test_no_process_is_left_of_a_start_that_the_loop_cancels(tell: Any) -> None:
         await asyncio.wait([waiting])
         assert not stage.kernels[0].alive
         assert not stage.supervisor.running
+
+    tell(story)
+
+
+def test_the_end_waits_for_no_start(tell: Any) -> None:
+    async def story(stage: Stage) -> None:
+        stage.starts = None
+        waiting = asyncio.create_task(stage.supervisor.ensure_started())
+        await stage.asked("start")
+        await stage.supervisor.stop()
+        assert not stage.kernels[0].alive
+        assert not stage.supervisor.starting
+        assert not waiting.done()  # until the process ends
+        waiting.cancel()
 
     tell(story)
 
