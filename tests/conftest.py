@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     known = [known for report in reports for known in getattr(report, "user_properties", ())]
     for browser in sorted({told for name, told in known if name == "chromium"}):
         terminalreporter.write_line(f"The browser tests' browser: {browser}")
+
+
+@pytest.fixture(autouse=True)
+def no_client_is_left_a_server() -> Iterator[None]:
+    """What a client finds it keeps in the environment (`connect`), where tests that come later would
+    find it again, and all that they start."""
+    names = ("TINKER_BASE_URL", "TINKER_API_KEY")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

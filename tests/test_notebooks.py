@@ -41,13 +41,14 @@ def in_a_kernel_of(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def execute(server: Server, in_a_kernel_of) -> Execute:
+def execute(server: Server, in_a_kernel_of, monkeypatch: pytest.MonkeyPatch) -> Execute:
     """Executes a notebook from top to bottom; gives it with its outputs."""
 
     def run(name: str) -> nbformat.NotebookNode:
         in_a_kernel_of(server)
         # nbclient's kernels belong to this process and not to the server: they are told of it.
-        os.environ.update({URL: server.url, KEY: server.key})
+        monkeypatch.setenv(URL, server.url)
+        monkeypatch.setenv(KEY, server.key)
         notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
         NotebookClient(notebook, timeout=600).execute()
         return notebook
