@@ -69,8 +69,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def no_client_is_left_a_server() -> Iterator[None]:
-    """What a client finds it keeps in the environment (`connect`), where tests that come later would
-    find it again, and all that they start."""
+    """What a client finds it keeps in the environment (`connect`), where tests that come later
+    would find it again, and all that they start."""
     names = ("TINKER_BASE_URL", "TINKER_API_KEY")
     before = {name: os.environ[name] for name in names if name in os.environ}
     yield

@@ -99,7 +99,7 @@ class EngineSupervisor(LoggingConfigurable):
         self._manager: EngineKernelManager | None = None
         self._client: EngineClient | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._starting = asyncio.Lock()
+        self._starting, self._tearing_down = asyncio.Lock(), asyncio.Lock()
         self._starts: set[asyncio.Task[int | None]] = (
             set()
         )  # each of somebody who waits for an engine
@@ -298,17 +298,18 @@ class EngineSupervisor(LoggingConfigurable):
         self.on_death(reason)
 
     async def _teardown(self, reason: str, *, blame: bool = True) -> None:
-        manager, client = self._manager, self._client
-        self._manager = self._client = self.status = None
-        # A person's cell is done before what was asked for behind it.
-        blame = blame and self.cell_began is None
-        self.cell_began = None
-        if self._watching is not None and self._watching is not asyncio.current_task():
-            self._watching.cancel()
-        self._watching = None
-        if client is not None:
-            client.close(reason, blame=blame)
-        if manager is not None and manager.has_kernel:
-            await manager.shutdown_kernel(now=True)
-        if self._ending:
-            self._address.remove()
+        async with self._tearing_down:  # whoever comes second waits until the address is free
+            manager, client = self._manager, self._client
+            self._manager = self._client = self.status = None
+            # A person's cell is done before what was asked for behind it.
+            blame = blame and self.cell_began is None
+            self.cell_began = None
+            if self._watching is not None and self._watching is not asyncio.current_task():
+                self._watching.cancel()
+            self._watching = None
+            if client is not None:
+                client.close(reason, blame=blame)
+            if manager is not None and manager.has_kernel:
+                await manager.shutdown_kernel(now=True)
+            if self._ending:
+                self._address.remove()

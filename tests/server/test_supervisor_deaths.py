@@ -53,8 +53,7 @@ class Kernel:
     """A kernel, its manager and its client in one: answers when it is told to."""
 
     def __init__(self, *, starts: bool | None = True) -> None:
-        self.alive = False
-        self.shuts_down = False
+        self.alive = self.has_kernel = self.shuts_down = False
         self.starts = starts
         self.asked: list[tuple[str, str]] = []  # message id and operation, not answered yet
         self._replies: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -64,7 +63,7 @@ class Kernel:
     # As a manager
 
     async def start_kernel(self, **_: Any) -> None:
-        self.alive = True
+        self.alive = self.has_kernel = True
 
     def client(self) -> Any:
         return self
@@ -73,12 +72,8 @@ class Kernel:
         return self.alive
 
     @property
-    def has_kernel(self) -> bool:
-        return self.alive
-
-    @property
     def provisioner(self) -> Any:
-        return self if self.alive else None
+        return self if self.has_kernel else None
 
     async def kill(self) -> None:
         self.alive = False
@@ -86,8 +81,9 @@ class Kernel:
     async def shutdown_kernel(self, *, now: bool) -> None:
         assert not self.shuts_down, "a manager cannot be asked twice"
         self.shuts_down = True
-        await asyncio.sleep(0)
-        self.alive = False
+        for _ in range(20):
+            await asyncio.sleep(0)
+        self.alive = self.has_kernel = False
 
     # As a client
 
@@ -159,6 +155,7 @@ class Stage:
         monkeypatch.setattr(asyncio, "sleep", soon)
 
     def _make(self, _: EngineSupervisor) -> Kernel:
+        assert not any(kernel.has_kernel for kernel in self.kernels), "they have one address"
         self.kernels.append(Kernel(starts=self.starts))
         return self.kernels[-1]
 
@@ -182,7 +179,7 @@ class Stage:
             with pytest.raises(EngineDied) as died:
                 await one
             during.append(died.value.during)
-        while self.supervisor.running:  # noqa: ASYNC110 (a process sets no event when it dies)
+        while self.kernels[-1].has_kernel:  # noqa: ASYNC110 (a process sets no event when it dies)
             await asyncio.sleep(0)
         return during
 
