@@ -39,7 +39,11 @@ class Wrappers:
 
         self._active = None
         if adapter.name not in self._wrapped:
-            self._wrap(adapter)
+            try:
+                self._wrap(adapter)
+            except BaseException:  # memory that ran out amid the layers
+                self.remove(adapter)
+                raise
         for module in self._model.modules():
             if isinstance(module, LoraLayer):
                 module.set_adapter([adapter.name])
@@ -51,6 +55,8 @@ class Wrappers:
             return
         for target in adapter.targets:
             layer = self._model.get_submodule(target.path)
+            if isinstance(layer, nn.Linear):  # PEFT did not come so far
+                continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PEFT tells which adapter it falls back to
                 layer.delete_adapter(adapter.name)

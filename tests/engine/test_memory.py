@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from jupyter_tinker.engine.engine import Engine
 from jupyter_tinker.wire.ops import EngineOptions, OpError
 
 from .reference import Client, samples
+from .scarce import failures
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
@@ -120,3 +122,28 @@ def test_runs_that_come_and_go_have_the_free_memory_given_back(
     client.create()
     client.unload()
     assert given == [[], []]
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another run"])
+def test_layers_for_which_memory_runs_out_are_made_with_the_next_pass(
+    models: Callable[[str], Path], beside: bool
+) -> None:
+    base = models("gpt_neox")  # which transformers and PEFT compute
+    undisturbed, client = Client(Engine(), base), Client(Engine(), base)
+    if beside:
+        other = Client(client.engine, base, "other")
+        other.create()
+        other.backward(samples(1))
+    for one in (undisturbed, client):
+        one.create()
+    wanted = undisturbed.backward(samples(0))
+    adapter = client.engine.runs["run"].adapter
+    wrappers = client.engine.runs["run"].base.wrappers
+    times = 0
+    for _ in failures(lambda: wrappers.activate(adapter)):
+        times += 1
+        if beside:
+            other.backward(samples(1))
+    assert times > 4, "it never ran out amid the layers"
+    assert client.backward(samples(0)).metrics == wanted.metrics
+    assert torch.equal(client.gradients, undisturbed.gradients)
