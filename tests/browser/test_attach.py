@@ -55,10 +55,18 @@ def _open_by_sidebar(lab: Lab, what: str) -> Lab:
 
 
 def _type(lab: Lab, text: str, prompt: str = ".jp-Notebook .jp-Cell") -> None:
-    """In the place of what is there."""
-    lab.page.locator(f"{prompt} .cm-content").first.click()
-    lab.page.keyboard.press("Control+a")
-    lab.page.keyboard.insert_text(text)
+    """In the place of what is there; a console that just opens makes a new prompt when its kernel has
+    said what it is."""
+    prompted = lab.page.locator(f"{prompt} .cm-content").first
+
+    def typed() -> bool:
+        prompted.click()
+        lab.page.keyboard.press("Control+a")
+        lab.page.keyboard.insert_text(text)
+        lab.page.wait_for_timeout(200)
+        return text.splitlines()[-1] in prompted.inner_text()
+
+    until(typed)
 
 
 def _kernel(server: Server) -> str:
@@ -156,6 +164,7 @@ def test_a_console_on_the_engine(lab: Lab, place: str) -> None:
     run = Driven(lab.server)
     run.train()
     opened = _open_by_sidebar(lab, "Console")
+    expect(opened.page.locator(".jp-CodeConsole")).to_contain_text("This is the Tinker engine")
     _type(opened, f"engine.runs['{run.id}'].step * 41", ".jp-CodeConsole-promptCell")
     opened.page.keyboard.press("Shift+Enter")
     expect(opened.page.locator(".jp-CodeConsole .jp-OutputArea-output")).to_have_text("41")
