@@ -13,6 +13,13 @@ from tests.browser.lab import Lab
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
+# Of a run's row, were its model's name a long one: by how much its id is cut off, in pixels.
+CUT = """node => {
+    node.querySelector('.jp-Tinker-model').textContent = 'a-model-with-a-name-of-some-length';
+    const [whole, id] = [node, node.lastElementChild].map(part => part.getBoundingClientRect());
+    return id.right - whole.right;
+}"""
+
 
 def test_the_engine_and_the_session_that_owns_a_run(lab: Lab, external: Driven) -> None:
     lab.open_desk()
@@ -28,6 +35,7 @@ def test_the_engine_and_the_session_that_owns_a_run(lab: Lab, external: Driven) 
     owned = row(sidebar, external).locator(".jp-Tinker-from")
     expect(owned).to_contain_text(f"jupyter · session {external.session_id[:8]} · rank 4")
     expect(owned).to_have_attribute("title", f"Session {external.session_id}")
+    assert row(sidebar, external).locator(".jp-Tinker-name").evaluate(CUT) <= 0.5
     lab.page_screenshot("sidebar")
 
 

@@ -15,7 +15,8 @@ export interface RowActions {
 
 export class RunRow {
   readonly element: HTMLElement;
-  private readonly name = h("button", { type: "button", class: "jp-Tinker-name" });
+  private readonly model = h("span", { class: "jp-Tinker-model" });
+  private readonly name = h("button", { type: "button", class: "jp-Tinker-name" }, this.model);
   private readonly state = h("span", { class: "jp-Tinker-state" });
   private readonly sparkline = new Sparkline();
   private readonly step = h("div");
@@ -29,6 +30,8 @@ export class RunRow {
     readonly run: string,
     private readonly actions: RowActions,
   ) {
+    this.name.append(h("span", {}, ` · ${shortName(run)}`));
+    this.name.title = `Open the dashboard of ${run}`;
     this.name.addEventListener("click", () => actions.open(run));
     this.pause.addEventListener("click", () => actions.pause(run, !this.paused));
     this.box.addEventListener("change", () => this.actions.choose(run, this.box.checked));
@@ -41,8 +44,7 @@ export class RunRow {
   }
 
   show(run: ListedRun, losses: readonly number[], chosen: boolean, live: boolean): void {
-    say(this.name, `${run.base_model} · ${shortName(run.run_id)}`);
-    this.name.title = `Open the dashboard of ${run.run_id}`;
+    say(this.model, run.base_model);
     say(this.state, run.state);
     this.state.dataset.state = run.state;
     this.state.title = run.ended ?? run.controls.paused_because ?? "";
