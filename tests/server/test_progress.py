@@ -18,14 +18,14 @@ from jupyter_tinker.server.progress import Tasks
 from jupyter_tinker.server.supervisor import EngineNotStarted
 from jupyter_tinker.wire import ops
 from jupyter_tinker.wire.progress import Progress, in_words
-from tests.server import test_supervisor_deaths as deaths
+from tests.server import stand_in_kernel
 from tests.server.fake_engine import FakeEngine
 from tests.server.one_service import Client, add_session, make_service
 from tests.server.sse import parse, progress, step_row
-from tests.server.test_supervisor_deaths import STEP, Stage
+from tests.server.stand_in_kernel import STEP, Stage
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
-tell = deaths.tell  # a kernel that does as it is told
+tell = stand_in_kernel.tell
 
 
 @pytest.fixture
