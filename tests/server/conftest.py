@@ -41,6 +41,12 @@ def jp_server_config(
 
 
 @pytest.fixture
+def models_dir(tmp_path: Path) -> Path:
+    """Where models are to be kept."""
+    return tmp_path / "models"
+
+
+@pytest.fixture
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a server that is started afterwards."""
     monkeypatch.setattr(extension, "EngineSupervisor", FakeEngine)
