@@ -10,6 +10,7 @@ import pytest
 from tornado.httpclient import HTTPClientError
 
 from jupyter_tinker.server import extension
+from jupyter_tinker.server.database import Database, default_url
 from jupyter_tinker.server.service import TinkerService
 from tests.server.fake_engine import FakeEngine
 from tests.server.stored import Ask, Fetch
@@ -38,6 +39,12 @@ def jp_server_config(
             "hub_cache": nowhere,
         },
     }
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    """An empty one."""
+    return Database(default_url(tmp_path))
 
 
 @pytest.fixture
