@@ -55,8 +55,8 @@ def _open_by_sidebar(lab: Lab, what: str) -> Lab:
 
 
 def _type(lab: Lab, text: str, prompt: str = ".jp-Notebook .jp-Cell") -> None:
-    """In the place of what is there; a console that just opens makes a new prompt when its kernel has
-    said what it is."""
+    """In the place of what is there; a console that just opens makes a new prompt when its kernel
+    has said what it is."""
     prompted = lab.page.locator(f"{prompt} .cm-content").first
 
     def typed() -> bool:
