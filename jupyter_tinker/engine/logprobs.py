@@ -124,24 +124,26 @@ class Scores:
     def _score(self, chunk: slice, active: torch.Tensor | None) -> torch.Tensor:
         targets = self._targets[chunk]
         logits = self._layer.logits(self._hidden[chunk])  # (C, V)
-        logprobs = torch.log_softmax(logits, dim=-1)  # (C, V)
+        slope = self._slope(logits)
+        logprobs = torch.log_softmax(logits, dim=-1, out=logits)  # (C, V)
         at_targets = logprobs.gather(1, targets)  # (C, K)
         if active is not None:
             rows = active[chunk].nonzero().squeeze(1)
             if len(rows) < len(targets):
-                logits, logprobs, targets = logits[rows], logprobs[rows], targets[rows]
+                slope = None if slope is None else slope[rows]
+                logprobs, targets = logprobs[rows], targets[rows]
             if len(rows):
-                self._kept.append(self._keep(rows + chunk.start, logits, logprobs, targets))
+                self._kept.append(self._keep(rows + chunk.start, logprobs, slope, targets))
         return at_targets
 
     def _keep(
         self,
         rows: torch.Tensor,
-        logits: torch.Tensor,
         logprobs: torch.Tensor,
+        slope: torch.Tensor | None,
         targets: torch.Tensor,
     ) -> _Kept:
-        e, slopes = self._error(logits, logprobs, targets)
+        e, slopes = self._error(logprobs, slope, targets)
         weight, adapter = self._layer.weight, self._layer.adapter
         kept_e = None
         if adapter is not None and e.nbytes <= self._keep_bytes:
@@ -155,15 +157,20 @@ class Scores:
             e=kept_e,
         )
 
+    def _slope(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Of the soft cap at the logits that came out of it, (C, V); None where there is none."""
+        if self._layer.softcap is None:
+            return None
+        return 1 - (logits / self._layer.softcap).square()
+
     def _error(
-        self, logits: torch.Tensor, logprobs: torch.Tensor, targets: torch.Tensor
+        self, logprobs: torch.Tensor, slope: torch.Tensor | None, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """e = softmax - onehot(t_0), as seen through the soft cap. Overwrites `logprobs`."""
         e = logprobs.exp_()
         first = targets[:, :1]
-        if self._layer.softcap is None:
+        if slope is None:
             return e.scatter_add_(1, first, torch.full_like(e[:, :1], -1.0)), None
-        slope = 1 - (logits / self._layer.softcap).square()  # (A, V)
         slopes = slope.gather(1, targets)
         return e.mul_(slope).scatter_add_(1, first, -slopes[:, :1]), slopes
 
@@ -207,8 +214,9 @@ class Scores:
 
     def _error_again(self, kept: _Kept) -> torch.Tensor:
         logits = self._layer.logits(self._hidden[kept.rows])
-        logprobs = torch.log_softmax(logits, dim=-1)
-        return self._error(logits, logprobs, self._targets[kept.rows])[0]
+        slope = self._slope(logits)
+        logprobs = torch.log_softmax(logits, dim=-1, out=logits)
+        return self._error(logprobs, slope, self._targets[kept.rows])[0]
 
 
 def _ends(

@@ -108,7 +108,7 @@ class Layer:
         active = self.activation.forward(kept.gate)
         d_product = self.down.backward(d, active * kept.up, lora, kept.lows)
         d_up = active.mul_(d_product)
-        d_gate = self.activation.backward(d_product.mul_(kept.up), kept.gate)
+        d_gate = self.activation.backward_(d_product.mul_(kept.up), kept.gate)
         x = self.norm2.forward(kept.mid, kept.mid_inverse)
         dx = self.up.backward(d_up, x, lora, kept.lows)
         dx = self.gate.backward(d_gate, x, lora, kept.lows, plus=dx)

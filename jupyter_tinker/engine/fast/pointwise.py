@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (dL/dy, x) -> dL/dx
+Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (dL/dy, x) -> dL/dx, over dL/dy
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,21 @@ class Activation:
     """A function of one variable, and the way back through it."""
 
     forward: Callable[[torch.Tensor], torch.Tensor]
-    backward: Gradient
+    backward_: Gradient
+
+
+def _silu() -> Activation:
+    def backward_(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten.silu_backward(dy, x, grad_input=dy)
+
+    return Activation(F.silu, backward_)
 
 
 def _gelu(approximate: str) -> Activation:
-    def backward(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.aten.gelu_backward(dy, x, approximate=approximate)
+    def backward_(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten.gelu_backward(dy, x, approximate=approximate, grad_input=dy)
 
-    return Activation(lambda x: F.gelu(x, approximate=approximate), backward)
+    return Activation(lambda x: F.gelu(x, approximate=approximate), backward_)
 
 
-ACTIVATIONS = (Activation(F.silu, torch.ops.aten.silu_backward), _gelu("tanh"), _gelu("none"))
+ACTIVATIONS = (_silu(), _gelu("tanh"), _gelu("none"))
