@@ -124,16 +124,14 @@ class Scores:
     def _score(self, chunk: slice, active: torch.Tensor | None) -> torch.Tensor:
         targets = self._targets[chunk]
         logits = self._layer.logits(self._hidden[chunk])  # (C, V)
-        slope = self._slope(logits)
+        rows = targets.new_empty(0) if active is None else active[chunk].nonzero().squeeze(1)
+        slope = self._slope(logits, rows)
         logprobs = torch.log_softmax(logits, dim=-1, out=logits)  # (C, V)
         at_targets = logprobs.gather(1, targets)  # (C, K)
-        if active is not None:
-            rows = active[chunk].nonzero().squeeze(1)
-            if len(rows) < len(targets):
-                slope = None if slope is None else slope[rows]
-                logprobs, targets = logprobs[rows], targets[rows]
-            if len(rows):
-                self._kept.append(self._keep(rows + chunk.start, logprobs, slope, targets))
+        if 0 < len(rows) < len(targets):
+            logprobs, targets = logprobs[rows], targets[rows]
+        if len(rows):
+            self._kept.append(self._keep(rows + chunk.start, logprobs, slope, targets))
         return at_targets
 
     def _keep(
@@ -157,11 +155,13 @@ class Scores:
             e=kept_e,
         )
 
-    def _slope(self, logits: torch.Tensor) -> torch.Tensor | None:
-        """Of the soft cap at the logits that came out of it, (C, V); None where there is none."""
+    def _slope(
+        self, logits: torch.Tensor, rows: torch.Tensor | slice = slice(None)
+    ) -> torch.Tensor | None:
+        """Of the soft cap at these rows of the logits that came out of it; None without one."""
         if self._layer.softcap is None:
             return None
-        return 1 - (logits / self._layer.softcap).square()
+        return 1 - (logits[rows] / self._layer.softcap).square()
 
     def _error(
         self, logprobs: torch.Tensor, slope: torch.Tensor | None, targets: torch.Tensor
