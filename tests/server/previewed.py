@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jupyter_tinker.server import previews
 from jupyter_tinker.server.database import Database, default_url
@@ -20,6 +19,7 @@ from jupyter_tinker.server.model_folder import BaseModel
 from jupyter_tinker.server.service import TinkerService
 from jupyter_tinker.wire import ops, sampling, tinker
 from jupyter_tinker.wire.previews import Preview
+from tests.byte_pairs import byte_pairs
 from tests.conftest import CHAT_TEMPLATE
 from tests.server.fake_engine import FakeEngine
 from tests.server.one_service import RUN, SESSION, Client, OneModel, add_session, make_service
@@ -31,14 +31,7 @@ HELLO = Preview(prompts=["Hello", "And you?"], every=2, max_tokens=3)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a model that has a tokenizer of bytes and a chat template, and no weights."""
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=alphabet, show_progress=False, special_tokens=["<end>"]
-    )
-    tokenizer.train_from_iterator(["hello"], trainer)
+    tokenizer = byte_pairs(300, ["<end>"], ["hello"])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"chat_template": CHAT_TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

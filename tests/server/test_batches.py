@@ -16,6 +16,7 @@ from jupyter_tinker.server import chat
 from jupyter_tinker.server.batches import Wish
 from jupyter_tinker.server.history import HistoryGone
 from jupyter_tinker.server.schema import OperationRow, PayloadRow, RequestRow
+from tests.byte_pairs import byte_pairs
 from tests.server.fake_engine import FakeEngine
 from tests.server.fake_runs import INFINITE
 from tests.server.one_service import RUN, Asked, Client, add_session, make_service, optim_step
@@ -51,17 +52,8 @@ def client(tmp_path: Path, engine: FakeEngine, jp_asyncio_loop: Any) -> Iterator
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a model that has a tokenizer of single bytes and nothing else."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=257, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([], trainer)
+    tokenizer = byte_pairs(257, ["<|end|>"], [])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
