@@ -59,7 +59,7 @@ class Watch:
 
 @pytest.fixture
 def server(start: StartServer) -> Server:
-    """It loads slowly, and has few snapshots."""
+    """It loads and steps slowly, and has one snapshot, of an early step."""
     slowly = {"PYTHONPATH": str(Path(__file__).parent.parent / "slowly")}
     return start(config={"TinkerExtension": {"snapshot_overhead": 0.001}}, env=slowly)
 
