@@ -34,9 +34,17 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that none is begun when the other processes are about to end."""
+    """The longest files first, so that none is begun when the other processes are about to end.
+
+    Beside others, a test with processes of its own has a second try: not one that fails twice, and
+    not one of plain functions, which has no excuse.
+    """
     places = {REPOSITORY / "tests" / file: place for place, file in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for item in items:
+            if any(item.get_closest_marker(name) for name in ("e2e", "cookbook")):
+                item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def pytest_configure() -> None:
