@@ -65,7 +65,7 @@ class OutputLayer:
         z = product(hidden).float()
         if self.adapter is not None:
             low = linear(hidden.float(), self.adapter.a).mul_(self.adapter.scale)  # (C, r)
-            z = linear(low, self.adapter.b, plus=z)
+            z.addmm_(low, self.adapter.b.t())
         if self.scale != 1.0:
             z.mul_(self.scale)
         if self.softcap is not None:

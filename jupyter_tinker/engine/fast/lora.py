@@ -61,7 +61,7 @@ class Linear:
         if (pair := lora.pairs.get(self.path)) is None:
             return y
         lows[self.path] = low = linear(x, pair.a).mul_(lora.scale)  # (N, r)
-        return linear(low, pair.b, plus=y)
+        return y.addmm_(low, pair.b.t())
 
     def backward(
         self,
@@ -79,4 +79,4 @@ class Linear:
         d_low = matmul(dy, pair.b).mul_(lora.scale)  # (N, r)
         pair.b_gradient.add_(cross(lows[self.path], dy).t())
         pair.a_gradient.add_(cross(d_low, x))
-        return matmul(d_low, pair.a, plus=dx)
+        return dx.addmm_(d_low, pair.a)
