@@ -14,7 +14,7 @@ from ..server.checkpoints import Checkpoints
 from ..server.database import Database
 from ..server.export import Form, Source, export, find, source, warning
 from ..server.extension import TinkerExtension
-from ..server.journal import Journal
+from ..server.run_store import RunStore
 from .base import Command
 from .progress import terminal_progress
 
@@ -75,7 +75,7 @@ class ExportCommand(Command):
         database = Database(extension.database_url)
         checkpoints = Checkpoints(database, Path(extension.state_dir) / "checkpoints")
         try:
-            row = await find(text, checkpoints, Journal(database, server=""))
+            row = await find(text, checkpoints, RunStore(database))
         finally:
             await database.close()
         return source(row, checkpoints, Catalog(parent=extension), base=base)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..notebook.connection import ConnectionFailed
 from ..notebook.tables import runs_table
-from ..server.journal import Journal
+from ..server.run_store import RunStore
 from ..server.schema import RunRow, StepRow
 from .remote import ServerCommand
 
@@ -42,9 +42,9 @@ class RunsCommand(ServerCommand):
         """What the server would say of them, without their state."""
         database = self.database()
         try:
-            journal = Journal(database, server="")
-            rows, _ = await journal.runs(_MOST, 0)
-            last = await journal.last_steps([row.id for row in rows])
+            store = RunStore(database)
+            rows, _ = await store.runs(_MOST, 0)
+            last = await store.last_steps([row.id for row in rows])
         finally:
             await database.close()
         return [_known(row, last.get(row.id)) for row in rows]

@@ -13,6 +13,7 @@ from .catalog import BaseModel, Catalog
 from .futures import Request, new_id
 from .journal import Journal
 from .registry import Registry, why_ended
+from .run_store import RunStore
 from .runs import Run, id_of_run
 from .saving import Saving
 from .schema import RunRow
@@ -29,12 +30,14 @@ class RunCreation:
         self,
         *,
         journal: Journal,
+        run_store: RunStore,
         catalog: Catalog,
         registry: Registry,
         saving: Saving,
         lora_alpha: float,
     ) -> None:
         self._journal = journal
+        self._run_store = run_store
         self._catalog = catalog
         self._registry = registry
         self._saving = saving
@@ -114,7 +117,7 @@ class RunCreation:
         )
 
     async def _admit(self, run: Run, kind: str, payload: bytes) -> str:
-        known = await self._journal.run(run.id)
+        known = await self._run_store.run(run.id)
         if known is not None and known.copied_from is not None:
             raise tinker.BadRequest(why_ended(known))
         request = Request(new_id(), run.id, 0, kind, payload)

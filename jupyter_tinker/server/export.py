@@ -23,7 +23,7 @@ from . import child
 from .catalog import Catalog, UnknownModelError
 from .checkpoints import Checkpoints, UnknownCheckpoint, parse_path, path_of
 from .hub import Progress
-from .journal import Journal
+from .run_store import RunStore
 from .schema import CheckpointRow
 
 Form = Literal["adapter", "merged", "gguf"]
@@ -49,7 +49,7 @@ class Source:
     base_path: Path
 
 
-async def find(text: str, checkpoints: Checkpoints, journal: Journal) -> CheckpointRow:
+async def find(text: str, checkpoints: Checkpoints, runs: RunStore) -> CheckpointRow:
     """The checkpoint of a `tinker://` path, or a run's newest. Raises `ExportError`."""
     if "//" in text:
         try:
@@ -59,7 +59,7 @@ async def find(text: str, checkpoints: Checkpoints, journal: Journal) -> Checkpo
     rows, _ = await checkpoints.list(run_id=text, limit=1)
     if rows:
         return rows[0]
-    if await journal.run(text) is None:
+    if await runs.run(text) is None:
         raise ExportError(f"There is no run {text!r}; `jupyter tinker runs` lists them.")
     raise ExportError(f"The run {text} has no checkpoint; its client can make one with save_state.")
 

@@ -1,4 +1,4 @@
-"""What is remembered: sessions, runs, every accepted request and its result, steps.
+"""What is remembered of requests: each that was accepted, and what became of its result.
 
 A request is written here before the client learns its id. Nothing here knows of HTTP or the engine.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
@@ -16,8 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from . import payloads
 from .backlog import Work
 from .database import Database
-from .schema import EventRow, OperationRow, PayloadRow, RequestRow, RunRow, SessionRow, StepRow
-from .session_index import in_projects
+from .schema import OperationRow, PayloadRow, RequestRow, RunRow
 
 JSON_TYPE = "application/json"
 PROTOBUF_TYPE = "application/x-protobuf"
@@ -54,7 +52,7 @@ class Completion:
 
 
 class Journal:
-    """The database's memory of sessions, runs, requests and steps.
+    """The database's memory of requests and results.
 
     `server` names this life of the server; what an earlier life left pending is known by it.
     """
@@ -63,46 +61,7 @@ class Journal:
         self._db = database
         self.server = server
 
-    # Sessions
-
-    async def add_session(self, row: SessionRow) -> SessionRow:
-        """Store a session; one with the same idempotency key is returned instead."""
-
-        def work(db: Session) -> SessionRow:
-            if row.idempotency_key:
-                known = select(SessionRow).where(SessionRow.idempotency_key == row.idempotency_key)
-                found = db.scalars(known).first()
-                if found is not None:
-                    return found
-            db.add(row)
-            return row
-
-        return await self._db.call(work)
-
-    async def session(self, session_id: str) -> SessionRow | None:
-        return await self._db.call(lambda db: db.get(SessionRow, session_id))
-
-    async def tags(self, session_ids: Sequence[str]) -> dict[str, list[str]]:
-        """The tags of sessions, by their ids."""
-        query = select(SessionRow.id, SessionRow.tags).where(SessionRow.id.in_(session_ids))
-        return await self._db.call(lambda db: {row.id: row.tags for row in db.execute(query)})
-
-    async def finish_session(self, session_id: str, reason: str, detail: str | None) -> None:
-        """The first reason stays."""
-        await self._db.call(
-            lambda db: db.execute(
-                update(SessionRow)
-                .where(SessionRow.id == session_id, SessionRow.finished_at.is_(None))
-                .values(finished_at=time.time(), finish_reason=reason, finish_detail=detail)
-            )
-        )
-
-    async def sessions(self, limit: int, offset: int) -> list[str]:
-        """Ids, newest first."""
-        query = select(SessionRow.id).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
-        return await self._db.call(lambda db: list(db.scalars(query.limit(limit).offset(offset))))
-
-    # Runs
+    # Requests
 
     async def add_run(self, row: RunRow, request: RequestRow, payload: bytes) -> str:
         """Store a run together with the request that creates it; returns that request's id.
@@ -117,55 +76,38 @@ class Journal:
 
         return await self._db.call(work)
 
-    async def update_run(self, run_id: str, **values: Any) -> None:
-        await self._db.call(
-            lambda db: db.execute(update(RunRow).where(RunRow.id == run_id).values(**values))
-        )
-
-    async def unended_runs(self) -> list[str]:
-        """The ids of the runs that have not ended although their sessions have."""
-        over = select(SessionRow.id).where(SessionRow.finished_at.is_not(None))
-        query = select(RunRow.id).where(
-            RunRow.session_id.in_(over), RunRow.ended.is_(None), RunRow.copied_from.is_(None)
-        )
-        return await self._db.call(lambda db: list(db.scalars(query)))
-
-    async def run(self, run_id: str) -> RunRow | None:
-        return await self._db.call(lambda db: db.get(RunRow, run_id))
-
-    async def runs(
-        self,
-        limit: int,
-        offset: int,
-        session_id: str | None = None,
-        project_id: str | None = None,
-        *,
-        live: bool = False,
-    ) -> tuple[list[RunRow], int]:
-        """A page of runs, newest first, and how many there are. `live`: of those that have not
-        ended, the one that was asked for something last first."""
-        chosen: list[ColumnElement[bool]] = []
-        if live:
-            chosen += [RunRow.ended.is_(None), RunRow.copied_from.is_(None)]
-        if session_id is not None:
-            chosen.append(RunRow.session_id == session_id)
-        if project_id is not None:
-            sessions = select(SessionRow.id).where(in_projects([project_id]))
-            chosen.append(RunRow.session_id.in_(sessions))
-        time = RunRow.last_request_at if live else RunRow.created_at
-        query = select(RunRow).where(*chosen).order_by(time.desc(), RunRow.id.desc())
-
-        def work(db: Session) -> tuple[list[RunRow], int]:
-            total = db.scalar(select(func.count()).select_from(RunRow).where(*chosen)) or 0
-            return list(db.scalars(query.limit(limit).offset(offset))), total
-
-        return await self._db.call(work)
-
-    # Requests
-
     async def add_request(self, request: RequestRow, payload: bytes) -> str:
         """Store a request and return its id, or the id that its `(run, seq_id)` has already."""
         return await self._db.call(lambda db: _add_once(db, request, payload))
+
+    async def pending(self, run_id: str) -> list[tuple[RequestRow, bytes]]:
+        """What of a run is accepted and not done, in its order, with the payloads."""
+        query = (
+            select(RequestRow, PayloadRow.body)
+            .join(PayloadRow, PayloadRow.request_id == RequestRow.id)
+            .where(RequestRow.run_id == run_id, RequestRow.done_at.is_(None))
+            .order_by(RequestRow.seq_id)
+        )
+        return await self._db.call(lambda db: [(row, body) for row, body in db.execute(query)])
+
+    async def owners_of_pending(self, kinds: Sequence[str]) -> list[str]:
+        """The ids of runs, or of sessions, that have requests of these kinds that are not done."""
+        query = (
+            select(RequestRow.run_id)
+            .where(RequestRow.done_at.is_(None), RequestRow.kind.in_(kinds))
+            .distinct()
+        )
+        return await self._db.call(lambda db: list(db.scalars(query)))
+
+    async def next_seq_id(self, run_id: str) -> int:
+        """The number that a run's first request that is not done has, or will have."""
+        query = select(func.max(RequestRow.seq_id)).where(
+            RequestRow.run_id == run_id, RequestRow.done_at.is_not(None)
+        )
+        last = await self._db.call(lambda db: db.scalar(query))
+        return 0 if last is None else last + 1
+
+    # Results
 
     def completion(
         self,
@@ -202,33 +144,6 @@ class Journal:
                 record(db)
 
         return work
-
-    async def pending(self, run_id: str) -> list[tuple[RequestRow, bytes]]:
-        """What of a run is accepted and not done, in its order, with the payloads."""
-        query = (
-            select(RequestRow, PayloadRow.body)
-            .join(PayloadRow, PayloadRow.request_id == RequestRow.id)
-            .where(RequestRow.run_id == run_id, RequestRow.done_at.is_(None))
-            .order_by(RequestRow.seq_id)
-        )
-        return await self._db.call(lambda db: [(row, body) for row, body in db.execute(query)])
-
-    async def owners_of_pending(self, kinds: Sequence[str]) -> list[str]:
-        """The ids of runs, or of sessions, that have requests of these kinds that are not done."""
-        query = (
-            select(RequestRow.run_id)
-            .where(RequestRow.done_at.is_(None), RequestRow.kind.in_(kinds))
-            .distinct()
-        )
-        return await self._db.call(lambda db: list(db.scalars(query)))
-
-    async def next_seq_id(self, run_id: str) -> int:
-        """The number that a run's first request that is not done has, or will have."""
-        query = select(func.max(RequestRow.seq_id)).where(
-            RequestRow.run_id == run_id, RequestRow.done_at.is_not(None)
-        )
-        last = await self._db.call(lambda db: db.scalar(query))
-        return 0 if last is None else last + 1
 
     async def future(self, request_id: str) -> StoredFuture | None:
         def work(db: Session) -> StoredFuture | None:
@@ -315,36 +230,6 @@ class Journal:
             return [Completion(id, None if failed else size) for id, size, failed in rows]
 
         return await self._db.call(work)
-
-    # Steps
-
-    async def steps(self, run_id: str, after: int, limit: int) -> list[StepRow]:
-        """A run's steps with an id above `after`, oldest first."""
-        query = (
-            select(StepRow)
-            .where(StepRow.run_id == run_id, StepRow.id > after)
-            .order_by(StepRow.id)
-            .limit(limit)
-        )
-        return await self._db.call(lambda db: list(db.scalars(query)))
-
-    async def run_events(self, run_id: str, after: int, limit: int) -> list[EventRow]:
-        """What else happened to a run, with an id above `after`, oldest first."""
-        query = (
-            select(EventRow)
-            .where(EventRow.run_id == run_id, EventRow.id > after)
-            .order_by(EventRow.id)
-            .limit(limit)
-        )
-        return await self._db.call(lambda db: list(db.scalars(query)))
-
-    async def last_steps(self, run_ids: Sequence[str]) -> dict[str, StepRow]:
-        """The newest step of each run that has made one."""
-        newest = (
-            select(func.max(StepRow.id)).where(StepRow.run_id.in_(run_ids)).group_by(StepRow.run_id)
-        )
-        query = select(StepRow).where(StepRow.id.in_(newest))
-        return await self._db.call(lambda db: {row.run_id: row for row in db.scalars(query)})
 
 
 def _is_among_the_last_of_its_run() -> ColumnElement[bool]:

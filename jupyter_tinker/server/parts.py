@@ -38,6 +38,7 @@ from .registry import Registry
 from .retention import Retention
 from .revival import Revival
 from .run_loading import RunLoader
+from .run_store import RunStore
 from .samplers import Samplers
 from .sampling import Sampling, SamplingLimits
 from .saving import Saving
@@ -104,6 +105,7 @@ class Parts:
         """What is remembered, and told of it."""
         database, state_dir = self._database, self._state_dir
         self.journal = Journal(database, server=uuid.uuid4().hex)
+        self.run_store = RunStore(database)
         self.keys = Keys(database)
         self.audit = Audit(database)
         self.progress = self.supervisor.progress = Tasks(self._log)
@@ -125,6 +127,7 @@ class Parts:
         self._custom_losses = CustomLosses(self._database, self.supervisor, self.futures, self._log)
         self.registry = Registry(
             self.journal,
+            self.run_store,
             self.history,
             self.futures,
             self._background.spawn,
@@ -230,6 +233,7 @@ class Parts:
         """What runs begin with, and experiments beside them."""
         self._creation = RunCreation(
             journal=self.journal,
+            run_store=self.run_store,
             catalog=self.catalog,
             registry=self.registry,
             saving=self.saving,
@@ -250,7 +254,7 @@ class Parts:
     def _make_endings(self, abandoned: float) -> None:
         """Sessions, with which much ends, and what looks after the rest."""
         self.sessions = Sessions(
-            journal=self.journal,
+            run_store=self.run_store,
             session_index=self.session_index,
             registry=self.registry,
             lives=self.lives,

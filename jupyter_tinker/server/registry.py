@@ -17,6 +17,7 @@ from ..wire.controls import Controls
 from .futures import Futures, Request
 from .history import History
 from .journal import Journal
+from .run_store import RunStore
 from .runs import Run, RunQueue, Spoiled
 from .schema import OperationRow, RequestRow, RunRow
 
@@ -51,6 +52,7 @@ class Registry:
     def __init__(
         self,
         journal: Journal,
+        run_store: RunStore,
         history: History,
         futures: Futures,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
@@ -59,6 +61,7 @@ class Registry:
         log: Any,
     ) -> None:
         self._journal = journal
+        self._run_store = run_store
         self._history = history
         self._futures = futures
         self._spawn = spawn
@@ -135,7 +138,7 @@ class Registry:
         )
 
     async def _load(self, run_id: str) -> Run:
-        row = await self._journal.run(run_id)
+        row = await self._run_store.run(run_id)
         if row is None:
             raise UnknownRun(f"There is no training run {run_id[:200]!r}.")
         controls = Controls() if row.controls is None else Controls.from_json(row.controls)

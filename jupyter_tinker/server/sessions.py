@@ -12,9 +12,9 @@ from typing import Any
 
 from ..wire import tinker
 from .events import Events
-from .journal import Journal
 from .lives import Lives
 from .registry import Registry
+from .run_store import RunStore
 from .runs import Run
 from .sampling import Sampling
 from .schema import SessionRow
@@ -31,7 +31,7 @@ class Sessions:
     def __init__(
         self,
         *,
-        journal: Journal,
+        run_store: RunStore,
         session_index: SessionIndex,
         registry: Registry,
         lives: Lives,
@@ -40,7 +40,7 @@ class Sessions:
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         log: Any,
     ) -> None:
-        self._journal = journal
+        self._run_store = run_store
         self._session_index = session_index
         self._registry = registry
         self._lives = lives
@@ -65,7 +65,7 @@ class Sessions:
             display_name=body.display_name,
             idempotency_key=idempotency_key,
         )
-        stored = await self._journal.add_session(row)
+        stored = await self._run_store.add_session(row)
         if stored.id == row.id:
             self._log.info("Session %s of %s, SDK %s", row.id, owner, body.sdk_version or "unknown")
         self._session_index.heard_of(stored.id)
@@ -73,7 +73,7 @@ class Sessions:
 
     async def get(self, session_id: str) -> SessionRow:
         """Raises `UnknownSession`."""
-        row = await self._journal.session(session_id)
+        row = await self._run_store.session(session_id)
         if row is None:
             raise UnknownSession(f"There is no session {session_id[:200]!r}.")
         return row
@@ -89,13 +89,13 @@ class Sessions:
         """End a session: its runs do what they have accepted and leave the engine, and its samplers
         leave it at once. Raises `UnknownSession`."""
         await self.get(session_id)
-        await self._journal.finish_session(session_id, body.reason.type, body.detail)
+        await self._run_store.finish_session(session_id, body.reason.type, body.detail)
         await self._sampling.end_session(session_id)
         await self.retire_runs()
 
     async def retire_runs(self) -> None:
         """End the runs whose sessions have ended; an earlier life may not have come to it."""
-        for run_id in await self._journal.unended_runs():
+        for run_id in await self._run_store.unended_runs():
             if run_id not in self._retiring:
                 self._retiring.add(run_id)
                 self._spawn(self._retire(await self._registry.get(run_id)))
@@ -105,7 +105,7 @@ class Sessions:
         await self._registry.drained(run)
         async with run.lock:
             run.end(reason)
-            await self._journal.update_run(run.id, ended=reason)
+            await self._run_store.update_run(run.id, ended=reason)
             await self._events.emit(run.id, "run_ended", step=run.step, reason=reason)
             await self._lives.unload(run)
         await self._sampling.end_run(run.id, reason)

@@ -47,7 +47,7 @@ class Stage(Client):
         return str(await self.service.steering.fork(RUN, step, branch, by="ada"))
 
     async def rows(self) -> list[StepRow]:
-        return await self.service.journal.steps(RUN, 0, 1000)
+        return await self.service.run_store.steps(RUN, 0, 1000)
 
     async def events(self, *kinds: str) -> list[EventRow]:
         await self.service.futures.stored()

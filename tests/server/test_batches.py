@@ -88,7 +88,7 @@ async def test_what_came_for_one_step_is_one_batch(client: Client) -> None:
     assert [one["stepped"] for one in found] == [False, True, True]
     assert [one["requests"] for one in found] == [1, 2, 1]
     assert [one["sequences"] for one in found] == [1, 5, 1]
-    steps = await client.service.journal.steps(RUN, 0, 10)
+    steps = await client.service.run_store.steps(RUN, 0, 10)
     assert [one["loss_mean"] for one in found[1:]] == [row.loss_mean for row in reversed(steps)]
     assert await listed(client, 1) == found[:1]
 

@@ -116,7 +116,7 @@ def test_what_nobody_uses_goes_and_its_run_has_ended(tmp_path: Path) -> None:
         assert await _drop(client) == [would]
         assert not list((tmp_path / "snapshots").glob("*/*.safetensors"))
         assert "was dropped" in (await client.ask(forward_backward(2)))["error"]
-        row = await client.service.journal.run(RUN)
+        row = await client.service.run_store.run(RUN)
         assert row is not None
         assert row.ended == (await client.service.run(RUN)).ended
 

@@ -23,8 +23,8 @@ from jupyter_tinker.server.checkpoints import (
     parse_path,
 )
 from jupyter_tinker.server.database import Database, default_url
-from jupyter_tinker.server.journal import Journal
 from jupyter_tinker.server.keys import InvalidKey, Keys
+from jupyter_tinker.server.run_store import RunStore
 from jupyter_tinker.server.schema import HEAD, Base, RunRow, SessionRow
 from jupyter_tinker.server.signing import Signer
 from jupyter_tinker.wire.ops import OpError
@@ -94,12 +94,12 @@ def test_a_repeated_create_session_is_one_session(database: Database) -> None:
         )
 
     async def story() -> None:
-        journal = Journal(database, "now")
-        assert (await journal.add_session(row("a"))).id == "a"
-        assert (await journal.add_session(row("b"))).id == "a"
-        await journal.finish_session("a", "success", None)
-        await journal.finish_session("a", "errored", "late")
-        session = await journal.session("a")
+        store = RunStore(database)
+        assert (await store.add_session(row("a"))).id == "a"
+        assert (await store.add_session(row("b"))).id == "a"
+        await store.finish_session("a", "success", None)
+        await store.finish_session("a", "errored", "late")
+        session = await store.session("a")
         assert session is not None
         assert (session.finish_reason, session.finish_detail) == ("success", None)
         await database.close()

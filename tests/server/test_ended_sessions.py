@@ -17,7 +17,7 @@ def test_a_run_whose_session_ended_with_the_server_ends_in_its_next_life(tmp_pat
     async def an_earlier_life() -> None:
         first.start("here")
         await Client(first).create()
-        await first.journal.finish_session(SESSION, "success", None)  # and no further
+        await first.run_store.finish_session(SESSION, "success", None)  # and no further
         await first.stop()
 
     async def the_next_life() -> str | None:

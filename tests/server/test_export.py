@@ -22,6 +22,7 @@ from jupyter_tinker.server.checkpoints import Checkpoints, parse_path
 from jupyter_tinker.server.database import Database, default_url
 from jupyter_tinker.server.export import ExportError, Source, export, find, source
 from jupyter_tinker.server.journal import Journal
+from jupyter_tinker.server.run_store import RunStore
 from jupyter_tinker.server.schema import RequestRow, RunRow
 
 from .test_catalog import make_model
@@ -75,7 +76,7 @@ class State:
         return folder
 
     def source(self, text: str, *, base: bool = True) -> Source:
-        row = asyncio.run(find(text, self.checkpoints, Journal(self.database(), "")))
+        row = asyncio.run(find(text, self.checkpoints, RunStore(self.database())))
         return source(row, self.checkpoints, self.catalog, base=base)
 
 

@@ -109,7 +109,7 @@ def test_a_run_that_is_made_meanwhile_does_not_end(
         assert "error" not in await place.during(await create(place.service))
         assert (await place.client.step(1))["optimizer_step"] == 1
         await place.service.futures.stored()
-        row = await place.service.journal.run(RUN)
+        row = await place.service.run_store.run(RUN)
         assert row is not None
         assert (row.ended, row.lora["rank"]) == (None, 4)
 
@@ -149,7 +149,7 @@ def test_a_run_comes_back_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         batch = await place.client.submit(forward_backward(2))
         assert "error" not in await place.during(batch, dies=True)
         await place.service.futures.stored()
-        kinds = [e.kind for e in await place.service.journal.run_events(RUN, 0, 100)]
+        kinds = [e.kind for e in await place.service.run_store.run_events(RUN, 0, 100)]
         assert "run_revived" in kinds
 
     tell(tmp_path, monkeypatch, story)

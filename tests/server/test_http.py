@@ -91,7 +91,7 @@ async def test_no_traceback_reaches_a_client(
     async def broken(*_: Any) -> None:
         raise ZeroDivisionError("a secret of the server")
 
-    monkeypatch.setattr(service.journal, "sessions", broken)
+    monkeypatch.setattr(service.run_store, "sessions", broken)
     with pytest.raises(HTTPClientError) as refused:
         await jp_fetch(*API, "sessions")
     assert refused.value.code == 500
@@ -109,7 +109,7 @@ async def test_a_database_that_cannot_be_written_is_503(
     async def full(*_: Any) -> None:
         raise OperationalError("INSERT", {}, Exception("database or disk is full"))
 
-    monkeypatch.setattr(service.journal, "add_session", full)
+    monkeypatch.setattr(service.run_store, "add_session", full)
     with pytest.raises(HTTPClientError) as refused:
         await jp_fetch(*API, "create_session", method="POST", body='{"tags": []}')
     assert refused.value.code == 503

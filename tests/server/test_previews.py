@@ -137,7 +137,7 @@ async def test_changes_and_answers_are_told_as_events(stage: Stage) -> None:
     await stage.ask()  # which changes nothing
     await stage.steps(2)
     await stage.rounds(1)
-    events = await stage.service.journal.run_events(RUN, 0, 100)
+    events = await stage.service.run_store.run_events(RUN, 0, 100)
     told = [(event.kind, event.actor, event.step) for event in events]
     assert told[-2:] == [("preview_changed", "ada", 0), ("preview_sampled", None, 2)]
     assert [kind for kind, _, _ in told].count("preview_changed") == 1

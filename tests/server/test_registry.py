@@ -16,6 +16,7 @@ from jupyter_tinker.server.futures import Futures, Request, success
 from jupyter_tinker.server.history import History, Kind, operation
 from jupyter_tinker.server.journal import Journal
 from jupyter_tinker.server.registry import KINDS, Registry, UnknownRun
+from jupyter_tinker.server.run_store import RunStore
 from jupyter_tinker.server.runs import Run, Spoiled
 from jupyter_tinker.server.schema import BranchRow, RunRow
 from jupyter_tinker.wire.controls import Controls
@@ -60,6 +61,7 @@ class Life:
         self.spawned: list[Any] = []
         self.registry = Registry(
             self.journal,
+            RunStore(self.database),
             self.history,
             self.futures,
             lambda work: self.spawned.append(asyncio.ensure_future(work)),

@@ -64,7 +64,7 @@ class TrainingRunsHandler(_RunReader):
         limit = self.int_argument("limit", 20, 1000)
         offset = self.int_argument("offset", 0, 2**31)
         project = self.get_query_argument("project_id", None)
-        rows, total = await self.service.journal.runs(limit, offset, project_id=project)
+        rows, total = await self.service.run_store.runs(limit, offset, project_id=project)
         self.reply(
             {
                 "training_runs": await self.runs_json(rows),
@@ -79,7 +79,7 @@ class TrainingRunHandler(_RunReader):
     async def get(self, run_id: str) -> None:
         self.check_access_scope()
         run = await self.service.run(run_id)
-        row = await self.service.journal.run(run_id)
+        row = await self.service.run_store.run(run_id)
         self.reply((await self.runs_json([row or run.row]))[0])
 
 

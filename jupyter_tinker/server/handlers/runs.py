@@ -78,8 +78,8 @@ def run_json(
 
 async def whole_run_json(service: TinkerService, run: Run) -> dict[str, Any]:
     """`run_json`, and the step that the run is at."""
-    last = await service.journal.last_steps([run.id])
-    tags = await service.journal.tags([run.row.session_id])
+    last = await service.run_store.last_steps([run.id])
+    tags = await service.run_store.tags([run.row.session_id])
     return {
         **run_json(service, run.row, last.get(run.id), tags, run.place),
         "step": run.step,
@@ -114,9 +114,9 @@ class RunsHandler(TinkerHandler):
         limit = self.int_argument("limit", 100, 1000)
         offset = self.int_argument("offset", 0, 2**31)
         live = self.int_argument("live", 0, 1) == 1
-        rows, total = await self.service.journal.runs(limit, offset, live=live)
-        last = await self.service.journal.last_steps([row.id for row in rows])
-        tags = await self.service.journal.tags(list({row.session_id for row in rows}))
+        rows, total = await self.service.run_store.runs(limit, offset, live=live)
+        last = await self.service.run_store.last_steps([row.id for row in rows])
+        tags = await self.service.run_store.tags(list({row.session_id for row in rows}))
         places = await self.service.history.branches([row.id for row in rows])
         runs = [
             run_json(self.service, row, last.get(row.id), tags, places.get(row.id, Place()))
@@ -181,7 +181,7 @@ class StepsHandler(TinkerHandler):
         await self.service.run(run_id)
         after = self.int_argument("after", 0, 2**62)
         limit = self.int_argument("limit", _PAGE, _PAGE)
-        rows = await self.service.journal.steps(run_id, after, limit)
+        rows = await self.service.run_store.steps(run_id, after, limit)
         self.finish(await asyncio.to_thread(_steps_body, rows))
 
 
@@ -194,7 +194,7 @@ class RunEventsHandler(TinkerHandler):
         await self.service.run(run_id)
         after = self.int_argument("after", 0, 2**62)
         limit = self.int_argument("limit", _PAGE, _PAGE)
-        rows = await self.service.journal.run_events(run_id, after, limit)
+        rows = await self.service.run_store.run_events(run_id, after, limit)
         self.finish(await asyncio.to_thread(_events_body, rows))
 
 

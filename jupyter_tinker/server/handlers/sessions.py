@@ -106,7 +106,7 @@ class SessionsHandler(TinkerHandler):
         limit = self.int_argument("limit", 20, 1000)
         offset = self.int_argument("offset", 0, 2**31)
         self.check_access_scope()
-        self.reply({"sessions": await self.service.journal.sessions(limit, offset)})
+        self.reply({"sessions": await self.service.run_store.sessions(limit, offset)})
 
 
 class SessionHandler(TinkerHandler):
@@ -115,7 +115,7 @@ class SessionHandler(TinkerHandler):
     async def get(self, session_id: str) -> None:
         self.check_access_scope()
         session = await self.service.sessions.get(session_id)
-        runs, _ = await self.service.journal.runs(10_000, 0, session_id)
+        runs, _ = await self.service.run_store.runs(10_000, 0, session_id)
         samplers = await self.service.sampling.samplers.of_session(session_id)
         self.reply(
             {
