@@ -1,4 +1,4 @@
-"""Commands that steer a run, as `notebook.commands` has them."""
+"""Commands that steer a run, as `notebook.steering` has them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from traitlets import Int
 
-from ..notebook.commands import COMMANDS, Command, Misuse
+from ..notebook.commands import Command, Misuse
+from ..notebook.steering import COMMANDS
 from .remote import ServerCommand
 
 

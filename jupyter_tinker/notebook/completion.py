@@ -13,9 +13,10 @@ from IPython.core.completer import (
 
 from . import connection
 from .client import RequestFailed
-from .commands import COMMANDS, Command
+from .commands import Command
 from .servers import running_servers
 from .session import OWN
+from .steering import COMMANDS
 
 # Of a line up to the cursor: also `path = %tinker ...`, and without % where that can be left out.
 _PLACE = re.compile(r"\s*([\w, ]+=\s*)?%?tinker\s")

@@ -11,9 +11,10 @@ from IPython.core.error import UsageError
 
 from . import completion
 from .client import RequestFailed
-from .commands import COMMANDS, Command, Misuse, whole
+from .commands import Command, Misuse, whole
 from .kernel import tag_sessions, untag_sessions
 from .session import OWN, Session, Status
+from .steering import COMMANDS
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

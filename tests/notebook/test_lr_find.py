@@ -11,10 +11,11 @@ import pytest
 
 from jupyter_tinker.notebook import lr_find
 from jupyter_tinker.notebook.client import Client, RequestFailed
-from jupyter_tinker.notebook.commands import COMMANDS, Misuse
+from jupyter_tinker.notebook.commands import Misuse
 from jupyter_tinker.notebook.lr_find import LrFind
 from jupyter_tinker.notebook.runs import Run, resolve
 from jupyter_tinker.notebook.sentences import words
+from jupyter_tinker.notebook.steering import COMMANDS
 from tests.notebook.conftest import THIRD
 from tests.notebook.stub import Stub
 

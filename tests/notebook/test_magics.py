@@ -19,11 +19,11 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from jupyter_tinker.cli import TinkerApp
 from jupyter_tinker.notebook.client import Client
-from jupyter_tinker.notebook.commands import COMMANDS
 from jupyter_tinker.notebook.connection import KEY as KEY_VARIABLE
 from jupyter_tinker.notebook.connection import URL
 from jupyter_tinker.notebook.kernel import TAGS
 from jupyter_tinker.notebook.session import OWN
+from jupyter_tinker.notebook.steering import COMMANDS
 from jupyter_tinker.notebook.tables import RunList
 from tests.notebook.conftest import FIRST, SECOND, THIRD
 from tests.notebook.stub import KEY, Stub, StubRun
