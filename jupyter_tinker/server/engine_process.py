@@ -55,8 +55,8 @@ def environment(*, low_memory: bool) -> dict[str, str]:
     return {
         # For how long threads spin before they sleep. By default so long that the engine is
         # ten times as slow as soon as a notebook's kernel computes on the same cores; without
-        # any, a third slower alone.
-        "GOMP_SPINCOUNT": "2000",
+        # any, sampling is up to twice as slow alone. docs/performance.md has the figures.
+        "GOMP_SPINCOUNT": "4000",
         **(_GIVE_BACK if low_memory else {}),
         **os.environ,
         "TOKENIZERS_PARALLELISM": "false",

@@ -18,6 +18,7 @@ from jupyter_tinker.notebook.client import Client as Watcher
 from jupyter_tinker.notebook.follow import follow
 from jupyter_tinker.server.backlog import Backlog
 from jupyter_tinker.server.database import Database, default_url
+from jupyter_tinker.server.engine_process import environment
 from jupyter_tinker.server.extension import TinkerExtension
 from jupyter_tinker.server.futures import Futures, Request, success
 from jupyter_tinker.server.history import operation
@@ -53,7 +54,7 @@ def _snapshots(report: Report, model: Path) -> float:
         done = subprocess.run(
             [sys.executable, "-m", "tests.bench.beside", *arguments],
             cwd=ROOT,
-            env={"GOMP_SPINCOUNT": "2000", **os.environ},  # as the server starts an engine
+            env=environment(low_memory=False),  # as the server starts an engine
             capture_output=True,
             check=True,
             text=True,

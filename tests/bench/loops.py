@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from jupyter_tinker.server.engine_process import environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +54,7 @@ def child(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
-        env={"GOMP_SPINCOUNT": "2000", **os.environ} if module.endswith(".alone") else None,
+        env=environment(low_memory=False) if module.endswith(".alone") else None,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
