@@ -17,6 +17,8 @@ from ..wire.ops import LoraSpec, OpError
 from .base_model import BaseModel, Projection
 from .logprobs import LowRank
 
+Views = Mapping[str, torch.Tensor]  # parameters, or their gradients, by PEFT's names
+
 _numbers = itertools.count()
 
 
@@ -29,12 +31,12 @@ class Adapter:
         self.targets = targets(base, spec)
         # PEFT keys modules by this name, and module names may hold no dots, as a run's may.
         self.name = f"run_{next(_numbers)}"
-        shapes = parameter_shapes(self.targets, spec.rank)
-        size = sum(math.prod(shape) for shape in shapes.values())
+        self._shapes = parameter_shapes(self.targets, spec.rank)
+        size = sum(math.prod(shape) for shape in self._shapes.values())
         self.weights = torch.zeros(size, device=base.device)
+        self.views: Views = dict(_views(self.weights, self._shapes))
         self.gradients = torch.zeros(size, device=base.device)
-        self.views = dict(_views(self.weights, shapes))
-        self.gradient_views = dict(_views(self.gradients, shapes))
+        self.gradient_views: Views = dict(_views(self.gradients, self._shapes))
         self._draw_initial_weights()
 
     @property
@@ -47,9 +49,14 @@ class Adapter:
         pair = self._output_pair(self.views)
         return LowRank(*pair, scale=self.spec.scale) if pair else None
 
-    def output_gradients(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Where the gradients of that part are accumulated."""
-        return self._output_pair(self.gradient_views)
+    def output_gradients(self, views: Views) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Where among gradients that part has its own."""
+        return self._output_pair(views)
+
+    def more_gradients(self) -> tuple[torch.Tensor, Views]:
+        """Zeros laid out as `gradients`, and `gradient_views` of them."""
+        numbers = torch.zeros_like(self.gradients)
+        return numbers, dict(_views(numbers, self._shapes))
 
     def fill(self, values: Mapping[str, torch.Tensor]) -> None:
         """Take over weights by their names."""
@@ -68,9 +75,7 @@ class Adapter:
                 nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
                 view.copy_(values)
 
-    def _output_pair(
-        self, views: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _output_pair(self, views: Views) -> tuple[torch.Tensor, torch.Tensor] | None:
         for target in self.targets:
             if target.part == "unembed":
                 return views[f"{target.path}.lora_A.weight"], views[f"{target.path}.lora_B.weight"]

@@ -16,6 +16,10 @@ from ..wire.ops import OpError
 from ..wire.tensors import Datum
 from .losses import Input, Loss
 
+# Of two halves that are computed at once the one waits for the other, and more than this share of
+# both is more than it wins.
+_UNEVEN = 0.1
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -194,6 +198,29 @@ def fill(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         if max_tokens - room >= aim:
             room = 0
     return groups
+
+
+def halve(
+    lengths: Sequence[int], longest: int, least: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Indices of `lengths` in two halves of nearly as many tokens, and those left over.
+
+    No sequence of a half is longer than `longest`, and no half has fewer than `least` tokens; where
+    that cannot be had, all are left over.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for skipped in range(sum(length > longest for length in lengths), len(order)):
+        halves: tuple[list[int], list[int]] = [], []
+        sums = [0, 0]
+        for i in order[skipped:]:
+            fewer = int(sums[1] < sums[0])
+            halves[fewer].append(i)
+            sums[fewer] += lengths[i]
+        if min(sums) < least:
+            break
+        if abs(sums[0] - sums[1]) <= _UNEVEN * sum(sums):
+            return *halves, order[:skipped]
+    return [], [], order
 
 
 def assemble(examples: Sequence[Example], members: list[int], device: torch.device) -> Microbatch:

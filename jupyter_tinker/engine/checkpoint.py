@@ -29,7 +29,7 @@ from . import encryption
 from .adamw import AdamW
 from .adapter import parameter_shapes, targets
 from .base_model import BaseModel
-from .train import Run
+from .run import Run
 from .wrappers import peft_config
 
 FORMAT = 1

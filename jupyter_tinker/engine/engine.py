@@ -35,9 +35,9 @@ from .base_model import BaseModel
 from .fast import structure
 from .inference import Weights
 from .progress import Report, unheard
+from .run import Run
 from .sample import Sampling, copy_weights
 from .snapshot_writer import SnapshotWriter
-from .train import Run
 
 Buffers = list[bytes]
 Answer = tuple[dict[str, Any], Buffers]  # an operation's result as a dictionary, and its buffers

@@ -14,7 +14,7 @@ import torch
 
 from ..wire.ops import OpError
 from . import memory
-from .adapter import Adapter
+from .adapter import Adapter, Views
 from .base_model import BaseModel
 from .batch import Example, Microbatch
 from .fast.decoder import Decoder
@@ -52,11 +52,12 @@ class _Reference:
 
 
 class Evaluation:
-    """One microbatch; a backward pass adds to the adapter's gradients."""
+    """One microbatch; a backward pass adds to `gradients`."""
 
     def __init__(
         self,
         adapter: Adapter,
+        gradients: Views,
         loss: Loss,
         config: Config,
         examples: Sequence[Example],
@@ -64,6 +65,7 @@ class Evaluation:
         decoder: Decoder | None = None,  # in the place of transformers and PEFT
     ) -> None:
         self.adapter = adapter
+        self.gradients = gradients
         self.loss = loss
         self.config = config
         self.packed = packed
@@ -80,7 +82,7 @@ class Evaluation:
 
     def run(self, *, backward: bool) -> tuple[list[Result], str | None]:
         """Each datum's result; and, as a sentence, whose loss or loss's gradient is not finite, if
-        anyone's is: then nothing is added to the adapter's gradients."""
+        anyone's is: then nothing is added to the gradients."""
         active = self._active_rows() if backward else None
         if active is not None and not active.any():
             active = None
@@ -92,7 +94,7 @@ class Evaluation:
         fault = self._fault(values, gradient)
         if gradient is not None and fault is None:
             own = gradient.to(layers.hidden.device)
-            hidden_gradient = scores.backward(own, self.adapter.output_gradients())
+            hidden_gradient = scores.backward(own, self.adapter.output_gradients(self.gradients))
             if through_layers:
                 layers.backward(hidden_gradient)
         return self._results(scores.logprobs, values), fault
@@ -104,7 +106,9 @@ class Evaluation:
             return _Reference(self.adapter.base, packed, keep=keep)
         stream = packed.tokens.flatten()[packed.rows]  # (R,)
         lengths = [example.length for example in self.examples]
-        return self.decoder.forward(stream, lengths, Lora.of(self.adapter), keep=keep)
+        return self.decoder.forward(
+            stream, lengths, Lora.of(self.adapter, self.gradients), keep=keep
+        )
 
     def _active_rows(self) -> torch.Tensor:
         active = self.loss.active

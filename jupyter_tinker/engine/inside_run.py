@@ -14,7 +14,7 @@ import torch
 
 from ..wire.ops import LoraSpec
 from .base_model import Projection
-from .train import Run
+from .run import Run
 from .wrappers import plain
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from . import memory
 if TYPE_CHECKING:
     from .base_model import BaseModel
     from .engine import Engine
-    from .train import Run
+    from .run import Run
 
 
 @dataclass(frozen=True, repr=False)

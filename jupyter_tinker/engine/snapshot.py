@@ -27,7 +27,7 @@ from ..wire import staging
 from ..wire.ops import LoraSpec, OpError
 from .adapter import parameter_shapes, targets
 from .base_model import BaseModel
-from .train import Run
+from .run import Run
 
 FORMAT = 1
 _ABOUT = "snapshot"

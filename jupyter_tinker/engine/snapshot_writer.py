@@ -19,7 +19,7 @@ import torch
 
 from ..wire.ops import SnapshotInfo
 from . import snapshot
-from .train import Run
+from .run import Run
 
 Answer = tuple[dict[str, Any], list[bytes]]
 

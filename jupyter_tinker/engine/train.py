@@ -1,4 +1,4 @@
-"""A run, and the three things training does with it: forward, forward_backward, optim_step.
+"""The three things training does with a run: forward, forward_backward, optim_step.
 
 Either an operation is done or it raises and the run is as it was before. What is not finite is no
 error: it is reported, and reaches neither gradients nor weights.
@@ -7,53 +7,20 @@ Knows nothing of files, messages or how a run came to be.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ..wire.ops import AdamParams, LoraSpec
+from ..wire.ops import AdamParams
 from ..wire.tensors import Batch
-from . import adamw, batch, losses, memory
-from .adamw import AdamW
-from .adapter import Adapter
-from .base_model import BaseModel
+from . import adamw, batch, losses
 from .batch import Example
-from .evaluation import Evaluation, Result
-from .fast.decoder import Decoder
-
-_log = logging.getLogger("jupyter_tinker.engine")
-
-# What a pass of its own costs, in tokens of padding: a GPU waits for the launches of every layer.
-_GROUP_COST = {"cpu": 32, "cuda": 1024}
-
-
-@dataclass
-class Run:
-    """An adapter in training: its weights, gradients and optimizer."""
-
-    name: str
-    adapter: Adapter
-    optimizer: AdamW
-    step: int = 0  # of the optimizer
-    has_gradients: bool = False
-
-    @property
-    def base(self) -> BaseModel:
-        return self.adapter.base
-
-    @property
-    def lora(self) -> LoraSpec:
-        return self.adapter.spec
-
-    def zero_grad(self) -> None:
-        if self.has_gradients:
-            self.adapter.gradients.zero_()
-            self.has_gradients = False
+from .evaluation import Result
+from .passes import Work
+from .run import Run
 
 
 @dataclass(frozen=True)
@@ -92,10 +59,7 @@ def forward_backward(
     """The loss of a batch and, unless it is `forward_only`, its gradient on top of the run's."""
     config = losses.settings(loss, request.loss_fn_config)
     examples = batch.check(request.data, loss, run.base.limits)
-    decoder = _decoder(run.base, examples)
-    work = _Work(run, loss, config, examples, decoder, backward=not request.forward_only)
-    if decoder is None:
-        run.base.wrappers.activate(run.adapter)
+    work = Work(run, loss, config, examples, backward=not request.forward_only)
     results, not_finite = work.results(microbatch_tokens)
     return ForwardResult(
         outputs=[result.output for result in results],
@@ -135,101 +99,6 @@ def optim_step(run: Run, params: AdamParams) -> StepResult:
         )
     run.step += 1
     return StepResult(norm, update_norm)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A checked batch, to be evaluated."""
-
-    run: Run
-    loss: losses.Loss
-    config: losses.Config
-    examples: Sequence[Example]
-    decoder: Decoder | None  # in the place of transformers and PEFT
-    backward: bool
-
-    def results(self, microbatch_tokens: int) -> tuple[list[Result], str | None]:
-        """Each datum's result, and why the gradient was dropped. Where the device has too little
-        memory it is tried again in ever smaller microbatches, down to single sequences."""
-        limit = microbatch_tokens
-        groups = self._groups(limit)
-        while True:
-            try:
-                return self._evaluate(groups)
-            except (RuntimeError, MemoryError) as error:
-                if not memory.ran_out(error) or max(map(len, groups)) == 1:
-                    raise
-            memory.release()
-            tried = groups
-            while groups == tried:
-                limit //= 2
-                groups = self._groups(limit)
-            _log.warning("Out of memory; trying again with %d tokens a microbatch.", limit)
-
-    def _groups(self, max_tokens: int) -> list[list[int]]:
-        lengths = [example.length for example in self.examples]
-        if self.decoder is not None:
-            return batch.fill(lengths, max_tokens)
-        cost = _GROUP_COST.get(self.run.base.device.type, _GROUP_COST["cuda"])
-        return batch.group(lengths, max_tokens, cost)
-
-    def _evaluate(self, groups: list[list[int]]) -> tuple[list[Result], str | None]:
-        if not self.backward:
-            return self._pass(groups, backward=False)[0], None
-        with _all_or_nothing(self.run) as put_back:
-            results, fault = self._pass(groups, backward=True)
-            if fault is None and not math.isfinite(adamw.norm(self.run.adapter.gradients)):
-                fault = (
-                    "the gradient of this batch is not finite, so it was dropped; lower the "
-                    "weights of its loss, or load an earlier checkpoint if the model itself has "
-                    "diverged"
-                )
-            if fault is not None:
-                put_back()
-        return results, fault
-
-    def _pass(self, groups: list[list[int]], *, backward: bool) -> tuple[list[Result], str | None]:
-        results: dict[int, Result] = {}
-        fault: str | None = None
-        for members in groups:
-            packed = batch.assemble(self.examples, members, self.run.base.device)
-            evaluation = Evaluation(
-                self.run.adapter, self.loss, self.config, self.examples, packed, self.decoder
-            )
-            # Once a gradient is lost, the others need not be computed.
-            done, found = evaluation.run(backward=backward and fault is None)
-            fault = fault or found
-            results.update(zip(members, done, strict=True))
-        return [results[i] for i in range(len(self.examples))], fault
-
-
-def _decoder(base: BaseModel, examples: Sequence[Example]) -> Decoder | None:
-    """What computes these sequences without padding; None: transformers and PEFT do."""
-    decoder = base.decoder
-    if decoder is None or not decoder.serves([example.length for example in examples]):
-        return None
-    return decoder
-
-
-@contextmanager
-def _all_or_nothing(run: Run) -> Iterator[Callable[[], None]]:
-    """Puts the gradients back if the block fails, be it half-way through its microbatches, or if it
-    calls what it is given."""
-    gradients = run.adapter.gradients
-    before = gradients.clone() if run.has_gradients else None
-
-    def put_back() -> None:
-        if before is None:
-            run.zero_grad()
-        else:
-            gradients.copy_(before)
-
-    run.has_gradients = True
-    try:
-        yield put_back
-    except BaseException:
-        put_back()
-        raise
 
 
 def _total(values: Iterable[float]) -> float:

@@ -12,7 +12,7 @@ from jupyter_tinker.engine import snapshot
 from jupyter_tinker.engine.engine import Engine
 from jupyter_tinker.engine.inside import EngineView
 from jupyter_tinker.engine.inside_run import LayerView
-from jupyter_tinker.engine.train import Run
+from jupyter_tinker.engine.run import Run
 from jupyter_tinker.wire import ops
 
 from .reference import request, samples

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from peft.tuners.lora import LoraLayer
 
-from jupyter_tinker.engine.train import Run
+from jupyter_tinker.engine.run import Run
 from jupyter_tinker.wire import ops
 from jupyter_tinker.wire.ops import AdamParams, SnapshotInfo
 

@@ -24,7 +24,8 @@ from jupyter_tinker.engine.batch import fill
 from jupyter_tinker.engine.engine import Engine
 from jupyter_tinker.engine.fast import decoder, structure
 from jupyter_tinker.engine.placement import Placement
-from jupyter_tinker.engine.train import ForwardResult, Run
+from jupyter_tinker.engine.run import Run
+from jupyter_tinker.engine.train import ForwardResult
 from jupyter_tinker.wire.ops import AdamParams, EngineOptions, LoraSpec
 from jupyter_tinker.wire.tensors import Batch, Datum
 

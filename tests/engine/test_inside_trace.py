@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from jupyter_tinker.engine.engine import Engine
 from jupyter_tinker.engine.fast.lora import Lora
-from jupyter_tinker.engine.train import Run
+from jupyter_tinker.engine.run import Run
 from jupyter_tinker.engine.wrappers import plain
 from jupyter_tinker.wire import ops
 
@@ -30,7 +30,9 @@ def trained_hidden(run: Run, kind: str, layer: int) -> torch.Tensor:
     if (decoder := run.base.decoder) is not None:
         cut = replace(decoder, layers=decoder.layers[: layer + 1])
         stream = torch.tensor(TOKENS)
-        return cut.forward(stream, [len(TOKENS)], Lora.of(run.adapter), keep=False)._last
+        return cut.forward(
+            stream, [len(TOKENS)], Lora.of(run.adapter, run.adapter.gradient_views), keep=False
+        )._last
     kept: list[torch.Tensor] = []
     path = f"{'gpt_neox' if kind == 'gpt_neox' else 'model'}.layers.{layer}"
     hook = run.base.model.get_submodule(path).register_forward_hook(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..adapter import Adapter
+from ..adapter import Adapter, Views
 from ..products import cross, linear, matmul
 
 Lows = dict[str, torch.Tensor]  # s x A^T (N, r) of each adapted layer, by its path
@@ -36,8 +36,8 @@ class Lora:
     scale: float
 
     @classmethod
-    def of(cls, adapter: Adapter) -> Lora:
-        views, gradients = adapter.views, adapter.gradient_views
+    def of(cls, adapter: Adapter, gradients: Views) -> Lora:
+        views = adapter.views
         pairs = {}
         for target in adapter.targets:
             a, b = (f"{target.path}.{side}.weight" for side in ("lora_A", "lora_B"))
