@@ -33,10 +33,9 @@ from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
 from .fast import structure
-from .inference import Weights
 from .progress import Report, unheard
 from .run import Run
-from .sample import Sampling, copy_weights
+from .sample import Sampling
 from .snapshot_writer import SnapshotWriter
 
 Buffers = list[bytes]
@@ -201,17 +200,17 @@ class Engine:
 
     def load_sampler(self, op: sampling.LoadSampler) -> tuple[None, Buffers]:
         base = self._base(op.base_model, op.base_path)
-        weights = None
-        if op.checkpoint is not None:
-            saved = checkpoint.read(Path(op.checkpoint), base, optimizer=False)
-            views = {key: tensor.to(base.device) for key, tensor in saved.weights.items()}
-            weights = Weights(views, saved.lora.scale)
-        self.sampling.load(op.sampler, base, weights)
+        if op.checkpoint is None:
+            self.sampling.load(op.sampler, base, None)
+            return None, []
+        saved = checkpoint.read(Path(op.checkpoint), base, optimizer=False)
+        views = {key: tensor.to(base.device) for key, tensor in saved.weights.items()}
+        self.sampling.load(op.sampler, base, views, saved.lora.scale)
         return None, []
 
     def snapshot_sampler(self, op: sampling.SnapshotSampler) -> tuple[None, Buffers]:
         run = self._run(op.run)
-        self.sampling.load(op.sampler, run.base, copy_weights(run.adapter))
+        self.sampling.load(op.sampler, run.base, run.adapter.views, run.lora.scale)
         return None, []
 
     def unload_sampler(self, op: sampling.UnloadSampler) -> tuple[None, Buffers]:

@@ -1,13 +1,13 @@
 """A base model as sampling uses it: any adapter, no gradients, keys and values kept.
 
-While it computes, every layer that can carry an adapter is a `_Layer` here and not PEFT's, so that
-an adapter takes part without being put into the model, and the adapters in training do not. Knows
-nothing of requests, or of how a token is chosen.
+While it computes, every layer that can carry an adapter is a part of a `Joined` and not PEFT's, so
+that an adapter takes part without being put into the model, and the adapters in training do not.
+Knows nothing of requests, or of how a token is chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,8 +17,11 @@ from torch import nn
 from transformers import AttentionInterface
 
 from ..wire.ops import OpError
-from . import kv_cache, packed
+from . import kv_cache
 from .base_model import BaseModel
+from .fast.decoder import Decoder
+from .fast.step import Steps, attention
+from .joined import Joined, LowRank
 from .wrappers import plain
 
 _ATTENTION = {"full_attention", "sliding_attention"}
@@ -26,24 +29,7 @@ _ATTENTION = {"full_attention", "sliding_attention"}
 _CHECK_TOKENS = 6
 
 
-class Weights:
-    """An adapter, laid out for inference."""
-
-    def __init__(self, views: Mapping[str, torch.Tensor], scale: float) -> None:
-        """`views` are an adapter's parameters by PEFT's names, as `Adapter.views` has them. The
-        scale of what they add goes into the B's."""
-        self._linear = {
-            key: packed.Linear(view * scale if ".lora_B." in key else view, None)
-            for key, view in views.items()
-        }
-
-    def of(self, path: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """What the adapter adds to the layer at `path`: (rows, in) -> (rows, out)."""
-        a = self._linear.get(f"{path}.lora_A.weight")
-        b = self._linear.get(f"{path}.lora_B.weight")
-        if a is None or b is None:
-            return None
-        return lambda rows: b(a(rows))
+Weights = Mapping[str, LowRank]  # an adapter, laid out; by the first path of what it adds to
 
 
 class InferenceModel:
@@ -55,14 +41,17 @@ class InferenceModel:
         self.base = base
         self._config = base.model.config.get_text_config()
         _check_attention(base)
-        self._layers = {
-            projection.path: _Layer(plain(base.model.get_submodule(projection.path)), pack)
-            for projection in base.projections
-        }
-        output = next(p.path for p in base.projections if p.part == "unembed")
-        self._layers[output].dtype = torch.float32
+        decoder = base.decoder if pack else None
+        self._joined = [
+            Joined({path: plain(base.model.get_submodule(path)) for path in paths}, pack=pack)
+            for paths in _groups(base, decoder)
+        ]
+        self._of = {path: joined for joined in self._joined for path in joined.paths}
+        self._steps = None if decoder is None else Steps(decoder, self._of.__getitem__)
+        output = self._of[next(p.path for p in base.projections if p.part == "unembed")]
+        output.dtype = torch.float32
         # Every logit is the layer's: its adapter comes with `using`.
-        self.output_layer = replace(base.output_layer, product=self._layers[output])
+        self.output_layer = replace(base.output_layer, product=output)
         with torch.no_grad():
             self._check_steps()
 
@@ -78,43 +67,62 @@ class InferenceModel:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * self.num_layers * heads * size * self.base.placement.torch_dtype.itemsize
 
+    def lay_out(self, views: Mapping[str, torch.Tensor], scale: float) -> Weights:
+        """A copy of an adapter's parameters, which are `views` by PEFT's names."""
+        parts = {joined.paths[0]: joined.low_rank(views, scale) for joined in self._joined}
+        return {path: part for path, part in parts.items() if part is not None}
+
     @contextmanager
     def using(self, weights: Weights | None) -> Iterator[None]:
         """Inside, the base model computes with these weights and no others."""
-        model = self.base.model
-        modules = {path: model.get_submodule(path) for path in self._layers}
         try:
-            for path, module in modules.items():
-                self._layers[path].adapter = weights.of(path) if weights is not None else None
-                # On the instance, where it hides the method of its class.
-                module.__dict__["forward"] = self._layers[path]
+            for joined in self._joined:
+                joined.adapter = (weights or {}).get(joined.paths[0])
             yield
         finally:
-            for path, module in modules.items():
-                module.__dict__.pop("forward", None)
-                self._layers[path].adapter = None
+            for joined in self._joined:
+                joined.adapter = None
 
     def prefill(self, tokens: torch.Tensor, into: kv_cache.Prefill | None) -> torch.Tensor:
         """(B, T) prompts, padded on the right -> (B, T, H) hidden states."""
-        if into is None:
-            return self.base.hidden_states(tokens)
-        return self._decoder(tokens, past_key_values=kv_cache.cache(self.base.model, into))
+        with self._in_place():
+            if into is None:
+                return self.base.hidden_states(tokens)
+            return self._decoder(tokens, past_key_values=kv_cache.cache(self.base.model, into))
 
     def step(self, tokens: torch.Tensor, access: kv_cache.Step) -> torch.Tensor:
         """(B,) tokens, one for each of the first B rows -> (B, H) hidden states."""
+        if self._steps is not None and self._steps.serves(access):
+            return self._steps.forward(tokens, access)
         attention = self._config._attn_implementation
         if attention != "eager":  # which knows more than the others, such as soft caps
             self._config._attn_implementation = _STEP_ATTENTION
         try:
-            hidden = self._decoder(
-                tokens[:, None],
-                position_ids=access.positions[:, None],
-                attention_mask=self._masks(access),
-                past_key_values=kv_cache.cache(self.base.model, access),
-            )
+            with self._in_place():
+                hidden = self._decoder(
+                    tokens[:, None],
+                    position_ids=access.positions[:, None],
+                    attention_mask=self._masks(access),
+                    past_key_values=kv_cache.cache(self.base.model, access),
+                )
         finally:
             self._config._attn_implementation = attention
         return hidden[:, 0]
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Inside, the model's own layers are the ones here."""
+        modules = {path: self.base.model.get_submodule(path) for path in self._of}
+        try:
+            for path, module in modules.items():
+                # On the instance, where it hides the method of its class.
+                module.__dict__["forward"] = self._of[path].part(path)
+            yield
+        finally:
+            for module in modules.values():
+                module.__dict__.pop("forward", None)
+            for joined in self._joined:
+                joined.forget()
 
     def _decoder(self, tokens: torch.Tensor, **more: Any) -> torch.Tensor:
         decoder = self.base.model.get_decoder()
@@ -150,7 +158,7 @@ class InferenceModel:
         store.reserve(1, count)
         try:
             with self.using(None):
-                expected = self.base.hidden_states(tokens[None])[0]
+                expected = self.prefill(tokens[None], None)[0]
                 start = kv_cache.Prefill(store, 0, tokens.new_zeros(1))
                 got = [self.prefill(tokens[None, :1], start)[0]]
                 for position in range(1, count):
@@ -167,23 +175,6 @@ class InferenceModel:
             )
 
 
-class _Layer:
-    """A linear layer with the adapter of the moment."""
-
-    def __init__(self, layer: nn.Linear, pack: bool) -> None:
-        self.base = packed.Linear(layer.weight, layer.bias, pack=pack)
-        self.dtype = layer.weight.dtype  # of what it returns
-        self.adapter: Callable[[torch.Tensor], torch.Tensor] | None = None
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out)"""
-        out = self.base(x).to(self.dtype)
-        if self.adapter is None:
-            return out
-        added = self.adapter(x.reshape(-1, x.shape[-1]).float())
-        return out.add_(added.view(out.shape).to(self.dtype))
-
-
 def _step_attention(
     module: nn.Module,
     query: torch.Tensor,  # (B, heads, 1, D)
@@ -193,19 +184,24 @@ def _step_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one token a row -> (B, 1, heads, D). Unlike a fused kernel on the CPU, which
-    splits its sums by the threads it has, it does not let a row's result depend on the others."""
-    batch, heads, _, size = query.shape
-    scale = size**-0.5 if scaling is None else scaling
-    grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], size) * scale
-    scores = torch.matmul(grouped, key.transpose(2, 3))  # (B, key heads, group, columns)
-    scores = scores.masked_fill_(~attention_mask, -torch.inf)
-    shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    return torch.matmul(shares, value).reshape(batch, 1, heads, value.shape[-1]), None
+    """Attention of one token a row -> (B, 1, heads, D)."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attention(query[:, :, 0], key, value, ~attention_mask, scale)[:, None], None
 
 
 _STEP_ATTENTION = "tinker_step"
 AttentionInterface.register(_STEP_ATTENTION, _step_attention)
+
+
+def _groups(base: BaseModel, decoder: Decoder | None) -> list[list[str]]:
+    """The paths of all layers that can carry an adapter, in groups that read the same input."""
+    groups: list[list[str]] = []
+    for layer in decoder.layers if decoder is not None else ():
+        attention, mlp = (layer.q, layer.k, layer.v), (layer.gate, layer.up)
+        for members in (attention, (layer.o,), mlp, (layer.down,)):
+            groups.append([linear.path for linear in members])
+    known = {path for group in groups for path in group}
+    return groups + [[p.path] for p in base.projections if p.path not in known]
 
 
 def _check_attention(base: BaseModel) -> None:

@@ -84,6 +84,15 @@ class Step:
     positions: torch.Tensor  # (B,)
     columns: int
 
+    def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> Pair:
+        """The new tokens' (B, heads, 1, D); returns all that are seen, (B, heads, columns, D)."""
+        room = self.store.of_layer(layer, keys, values)
+        count = len(self.positions)
+        at = self.positions[:, None, None, None].expand(keys.shape)
+        for tensor, new in zip(room, (keys, values), strict=True):
+            tensor[:count].scatter_(2, at, new)
+        return room[0][:count, :, : self.columns], room[1][:count, :, : self.columns]
+
 
 def cache(model: PreTrainedModel, access: Prefill | Step) -> Cache:
     """What the model's attention layers are to be given."""
@@ -121,9 +130,4 @@ class _StepLayer(_Layer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> Pair:
         access: Step = self.access
-        count = len(access.positions)
-        rows = torch.arange(count, device=key_states.device)
-        keys, values = access.store.of_layer(self.number, key_states, value_states)
-        keys[rows, :, access.positions] = key_states[:, :, 0]
-        values[rows, :, access.positions] = value_states[:, :, 0]
-        return keys[:count, :, : access.columns], values[:count, :, : access.columns]
+        return access.put(self.number, key_states, value_states)

@@ -21,18 +21,22 @@ class Linear:
         self.plain = weight if self.packed is None else None  # (out, in)
         self.bias = bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out)"""
+    def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+        """(..., in) -> (..., out); with `plus`, of that shape, added."""
         if self.plain is not None:
-            return F.linear(x, self.plain, self.bias)
+            y = F.linear(x, self.plain, self.bias)
+            return y if plus is None else y.add_(plus)
         if x.numel() == x.shape[-1]:
             # A row alone goes another way through oneDNN, on which its last bits may come out
             # otherwise than among others.
-            return self._multiply(x.expand(2, *x.shape))[0]
-        return self._multiply(x)
+            twice = None if plus is None else torch.stack([plus, plus])
+            return self._multiply(x.expand(2, *x.shape), twice)[0]
+        return self._multiply(x, plus)
 
-    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+    def _multiply(self, x: torch.Tensor, plus: torch.Tensor | None) -> torch.Tensor:
+        if plus is None:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, plus, self.packed, self.bias, "add")
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor | None:

@@ -19,10 +19,10 @@ from ..wire import sample_request, sampling
 from ..wire.ops import OpError
 from ..wire.tinker import BadRequest
 from . import completion
-from .adapter import Adapter
+from .adapter import Views
 from .base_model import BaseModel
 from .completion import Completion, StopText
-from .inference import InferenceModel, Weights
+from .inference import InferenceModel
 from .lane import Lane, Sampler
 
 _log = logging.getLogger("jupyter_tinker.engine")
@@ -58,9 +58,11 @@ class Sampling:
 
     # Samplers
 
-    def load(self, name: str, base: BaseModel, weights: Weights | None) -> None:
-        """A sampler of this base model and adapter. Raises `OpError`."""
+    def load(self, name: str, base: BaseModel, views: Views | None, scale: float = 1.0) -> None:
+        """A sampler of this base model, and of a copy of an adapter's parameters. Raises
+        `OpError`."""
         model = self._base(base).model
+        weights = None if views is None else model.lay_out(views, scale)
         lane = self.lanes.get(name)
         if lane is None or lane.sampler.model is not model:
             self.unload(name)
@@ -168,12 +170,6 @@ class Sampling:
         if base.path not in self._bases:
             self._bases[base.path] = _Base(InferenceModel(base, pack=self.pack), _ends(base))
         return self._bases[base.path]
-
-
-def copy_weights(adapter: Adapter) -> Weights:
-    """A copy of an adapter's weights as they are now."""
-    copies = {key: view.clone() for key, view in adapter.views.items()}
-    return Weights(copies, adapter.spec.scale)
 
 
 def _ends(base: BaseModel) -> frozenset[int]:

@@ -85,7 +85,7 @@ class Layer:
         raw = None
         if self.head_norms is not None:
             raw = q, k
-            q, k = (n.forward(x, n.inverse_rms(x)) for n, x in zip(self._norms, raw, strict=True))
+            q, k = self.normed(q, k)
         stream.rotary.turn_(q)
         stream.rotary.turn_(k)
         attention = Attention((q, k, v), stream.groups, self.scale, keep=keep)
@@ -131,6 +131,13 @@ class Layer:
         dx = self.k.backward(dk.flatten(1), x, lora, kept.lows, plus=dx)
         dx = self.q.backward(dq.flatten(1), x, lora, kept.lows, plus=dx)
         return self.norm1.add_backward_(d, dx, kept.h, kept.h_inverse)
+
+    def normed(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys, head by head, where they have norms."""
+        norms = self._norms
+        return norms[0].forward(q, norms[0].inverse_rms(q)), norms[1].forward(
+            k, norms[1].inverse_rms(k)
+        )
 
     @property
     def _norms(self) -> tuple[RmsNorm, RmsNorm]:

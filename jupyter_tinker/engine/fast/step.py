@@ -1,0 +1,94 @@
+"""One more token of every sequence, through the layers of a model with Llama's structure.
+
+It computes what transformers' modules compute, in a third of the calls: of so few rows most of the
+time goes into calling. A row's numbers do not depend on the others. Knows nothing of how a token is
+chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .. import kv_cache
+from ..joined import Joined
+from .decoder import Decoder
+from .layer import Layer
+
+
+@dataclass(frozen=True)
+class _Products:
+    """A layer, and its products joined."""
+
+    layer: Layer
+    qkv: Joined
+    o: Joined
+    gate_up: Joined
+    down: Joined
+
+
+class Steps:
+    """The layers between tokens and output layer."""
+
+    def __init__(self, decoder: Decoder, joined: Callable[[str], Joined]) -> None:
+        """`joined` gives the joined layers that the layer at a path is among."""
+        self._decoder = decoder
+        self._layers = [
+            _Products(
+                layer,
+                qkv=joined(layer.q.path),
+                o=joined(layer.o.path),
+                gate_up=joined(layer.gate.path),
+                down=joined(layer.down.path),
+            )
+            for layer in decoder.layers
+        ]
+
+    def serves(self, access: kv_cache.Step) -> bool:
+        """Whether sequences of this length can be computed here."""
+        return self._decoder.serves([access.columns])
+
+    def forward(self, tokens: torch.Tensor, access: kv_cache.Step) -> torch.Tensor:
+        """(B,) tokens -> (B, H) hidden states."""
+        columns = torch.arange(access.columns, device=tokens.device)
+        hidden = (columns > access.positions[:, None])[:, None, None]  # (B, 1, 1, columns)
+        rotary = self._decoder.angles(access.positions)
+        h = self._decoder.embed(tokens)
+        for number, own in enumerate(self._layers):
+            layer = own.layer
+            x = layer.norm1.forward(h, layer.norm1.inverse_rms(h))
+            qkv = own.qkv(x).unflatten(1, (-1, layer.head_size))  # (B, all heads, D)
+            counts = [width // layer.head_size for width in own.qkv.widths]
+            q, k, v = qkv.split(counts, 1)
+            if layer.head_norms is None:
+                rotary.turn_(qkv[:, : counts[0] + counts[1]])
+            else:
+                q, k = layer.normed(q, k)
+                rotary.turn_(q)
+                rotary.turn_(k)
+            keys, values = access.put(number, k[:, :, None], v[:, :, None])
+            attended = attention(q, keys, values, hidden, layer.scale)
+            mid = own.o(attended.flatten(1), h)
+            x = layer.norm2.forward(mid, layer.norm2.inverse_rms(mid))
+            gate, up = own.gate_up(x).split(own.gate_up.widths, 1)
+            h = own.down(layer.activation.forward(gate).mul_(up), mid)
+        norm = self._decoder.norm
+        return norm.forward(h, norm.inverse_rms(h))
+
+
+def attention(
+    q: torch.Tensor,  # (B, heads, D)
+    keys: torch.Tensor,  # (B, key heads, columns, D)
+    values: torch.Tensor,
+    hidden: torch.Tensor,  # (B, 1, 1, columns), True where not to look
+    scale: float,
+) -> torch.Tensor:
+    """Of one token a row -> (B, heads, D). Unlike a fused kernel on the CPU, which splits its sums
+    by the threads it has, it does not let a row's result depend on the others."""
+    grouped = q.unflatten(1, (keys.shape[1], -1)) * scale  # (B, key heads, group, D)
+    scores = torch.matmul(grouped, keys.transpose(2, 3))  # (B, key heads, group, columns)
+    scores = scores.masked_fill_(hidden, -torch.inf)
+    shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+    return torch.matmul(shares, values).flatten(1, 2)

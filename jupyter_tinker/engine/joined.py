@@ -1,0 +1,95 @@
+"""Linear layers that read the same input, as one product, with the adapter of the moment.
+
+For inference: one product of many columns takes less than several of few. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from . import packed
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to joined layers: `up(down(x))`."""
+
+    down: packed.Linear
+    up: packed.Linear
+
+
+class Joined:
+    """Layers side by side: (..., in) -> (..., sum of their out)."""
+
+    def __init__(self, layers: Mapping[str, nn.Linear], *, pack: bool = True) -> None:
+        """`layers` by their paths; `pack`: whether the weights are kept once more, in a faster
+        layout."""
+        self.paths = tuple(layers)
+        weights = [layer.weight.detach() for layer in layers.values()]
+        self.widths = [len(weight) for weight in weights]
+        self.dtype = weights[0].dtype  # of what it returns
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        self.linear = packed.Linear(weight, _bias(list(layers.values())), pack=pack)
+        self.adapter: LowRank | None = None
+        self._read: torch.Tensor | None = None  # what a part was last given, and what came of it
+        self._made: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+        """With `plus`, of the output's shape, added."""
+        out = self.linear(x, plus)
+        if self.adapter is None:
+            return out.to(self.dtype)
+        low = self.adapter.down(x.reshape(-1, x.shape[-1]).float())
+        flat = out.reshape(-1, out.shape[-1]).float()
+        return self.adapter.up(low, flat).view(out.shape).to(self.dtype)
+
+    def part(self, path: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """One of the layers, for a model that calls them one after the other with one tensor."""
+        number = self.paths.index(path)
+        start = sum(self.widths[:number])
+        end = start + self.widths[number]
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            if x is not self._read or self._made is None:
+                self._read, self._made = x, self(x)
+            return self._made[..., start:end]
+
+        return self if len(self.paths) == 1 else forward
+
+    def forget(self) -> None:
+        """What was kept for other parts."""
+        self._read = self._made = None
+
+    def low_rank(self, views: Mapping[str, torch.Tensor], scale: float) -> LowRank | None:
+        """An adapter's part on these layers, as a copy; None if it has none. `views` are its
+        parameters by PEFT's names; the scale of what they add goes into the B's."""
+        adapted = [path for path in self.paths if f"{path}.lora_A.weight" in views]
+        if not adapted:
+            return None
+        a = torch.cat([views[f"{path}.lora_A.weight"] for path in adapted])
+        rank = len(a) // len(adapted)
+        # Every layer takes its own columns of what all A's give.
+        b = a.new_zeros(sum(self.widths), len(a))
+        row = 0
+        for path, width in zip(self.paths, self.widths, strict=True):
+            if path in adapted:
+                column = rank * adapted.index(path)
+                own = b[row : row + width, column : column + rank]
+                torch.mul(views[f"{path}.lora_B.weight"], scale, out=own)
+            row += width
+        return LowRank(packed.Linear(a, None), packed.Linear(b, None))
+
+
+def _bias(layers: list[nn.Linear]) -> torch.Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    return torch.cat(
+        [
+            layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
+            for layer in layers
+        ]
+    )
