@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+_BLOCK = 128  # tokens; vocabularies are mostly multiples of it
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,25 @@ def tokens(logprobs: torch.Tensor, choices: Sequence[Choice], uniforms: np.ndarr
 
 def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The token at which the cumulated weights pass the uniform share of their sum."""
+    # Blocks first: only the one that is passed has to be cumulated token by token.
+    blocks = F.pad(weights, (0, -weights.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
     # In float64: a float32 sum over a vocabulary is off by more than a rare token's probability.
-    sums = weights.cumsum(dim=-1, dtype=torch.float64)
+    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    share = uniforms * sums[:, -1]
+    block = _passed(sums, share)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp_(min=0)[:, None])[:, 0], 0.0)
+    own = blocks[torch.arange(len(blocks), device=blocks.device), block]
+    at = block * _BLOCK + _passed(own.cumsum(-1, dtype=torch.float64), share - before)
+    return at.clamp_(max=weights.shape[1] - 1)  # NaN, once more
+
+
+def _passed(sums: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """The first of (B, N) growing sums that is more than (B,) a share of the last one."""
     total = sums[:, -1]
-    # Below the sum, whatever rounding says: at it there is no token.
-    share = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
-    at = torch.searchsorted(sums, share[:, None], right=True)[:, 0]
-    return at.clamp_(max=weights.shape[-1] - 1)  # where the weights are NaN
+    # Below the last sum, whatever rounding says: at it there is nothing.
+    below = torch.minimum(share, torch.nextafter(total, torch.zeros_like(total)))
+    at = torch.searchsorted(sums, below[:, None], right=True)[:, 0]
+    return at.clamp_(max=sums.shape[1] - 1)  # where the sums are NaN
 
 
 def _truncated(weights: torch.Tensor, choice: Choice) -> torch.Tensor:
