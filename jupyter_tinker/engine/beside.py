@@ -23,8 +23,15 @@ def possible() -> bool:
 
 def both(left: Callable[[], _T], right: Callable[[], _T]) -> tuple[_T, _T]:
     """What they return. If one raises, this raises too, once both have ended."""
-    half = torch.get_num_threads() // 2
-    # Numbers of threads belong to the thread that asks for them, so these are new ones.
-    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(half,)) as pool:
-        first, second = pool.submit(left), pool.submit(right)
-    return first.result(), second.result()
+    threads = torch.get_num_threads()
+    half = threads // 2
+    # A number of threads belongs to the thread that asks for it. The left is done here, because a
+    # thread of its own would keep memory of its own, too.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(half,)) as pool:
+        second = pool.submit(right)
+        torch.set_num_threads(threads - half)
+        try:
+            first = left()
+        finally:
+            torch.set_num_threads(threads)
+    return first, second.result()

@@ -200,6 +200,7 @@ class Engine:
 
     def load_sampler(self, op: sampling.LoadSampler) -> tuple[None, Buffers]:
         base = self._base(op.base_model, op.base_path)
+        memory.give_back()  # what passes of training have left would stay beside what it needs
         if op.checkpoint is None:
             self.sampling.load(op.sampler, base, None)
             return None, []
@@ -210,6 +211,7 @@ class Engine:
 
     def snapshot_sampler(self, op: sampling.SnapshotSampler) -> tuple[None, Buffers]:
         run = self._run(op.run)
+        memory.give_back()
         self.sampling.load(op.sampler, run.base, run.adapter.views, run.lora.scale)
         return None, []
 

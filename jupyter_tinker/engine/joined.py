@@ -52,11 +52,15 @@ class Joined:
         number = self.paths.index(path)
         start = sum(self.widths[:number])
         end = start + self.widths[number]
+        last = number == len(self.paths) - 1
 
         def forward(x: torch.Tensor) -> torch.Tensor:
-            if x is not self._read or self._made is None:
-                self._read, self._made = x, self(x)
-            return self._made[..., start:end]
+            made = self._made if x is self._read else None
+            if made is None:
+                made = self(x)
+            # Not longer than for the others: a model has many layers.
+            self._read, self._made = (None, None) if last else (x, made)
+            return made[..., start:end]
 
         return self if len(self.paths) == 1 else forward
 

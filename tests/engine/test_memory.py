@@ -11,6 +11,7 @@ import torch
 from jupyter_tinker.engine import evaluation, memory
 from jupyter_tinker.engine.engine import Engine
 from jupyter_tinker.wire.ops import EngineOptions, OpError
+from jupyter_tinker.wire.sampling import LoadSampler, SnapshotSampler
 
 from .reference import Client, samples
 from .scarce import failures
@@ -123,6 +124,19 @@ def test_runs_that_come_and_go_have_the_free_memory_given_back(
     client.create()
     client.unload()
     assert given == [[], []]
+
+
+def test_sampling_has_the_memory_that_training_leaves_free(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+    client.create()
+    monkeypatch.setattr(
+        memory, "give_back", lambda: given.append(list(client.engine.sampling.lanes))
+    )
+    client.engine.handle(LoadSampler("base", "tiny", client.base, None))
+    client.engine.handle(SnapshotSampler("copy", "run"))
+    assert given == [[], ["base"]]
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another run"])

@@ -156,13 +156,15 @@ def test_parts_compute_what_they_read_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(joined, "linear", lambda x, plus: calls.append(x) or real(x, plus))
     one, other = torch.randn(2, 6), torch.randn(2, 6)
     with torch.no_grad():
-        for x in (one, one, other):
+        for x in (one, other):
             joined.part("a")(x)
             joined.part("b")(x)
         assert len(calls) == 2
+        assert joined._made is None, "and keep it for one another only"
+        joined.part("a")(other)
         joined.forget()
         joined.part("b")(other)
-    assert len(calls) == 3
+    assert len(calls) == 4
 
 
 def test_the_engine_steps_by_joined_products_where_it_knows_the_structure(
