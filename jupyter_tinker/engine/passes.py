@@ -126,14 +126,17 @@ class Work:
         fault = None
         if any(plan.streams):
             # Sums in the order of their coming would depend on what else the machine does.
-            gradients, views = adapter.more_gradients()
+            more, views = (
+                adapter.more_gradients() if self.backward else (None, adapter.gradient_views)
+            )
             (results, fault), (others, found) = beside.both(
                 partial(self._stream, plan.streams[0], adapter.gradient_views),
                 partial(self._stream, plan.streams[1], views),
             )
             results.update(others)
             fault = fault or found
-            adapter.gradients.add_(gradients)
+            if more is not None:
+                adapter.gradients.add_(more)
         rest, found = self._stream(plan.alone, adapter.gradient_views, fault)
         return results | rest, found
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jupyter_tinker.engine import beside, losses, passes, train
+from jupyter_tinker.engine.adapter import Adapter
 from jupyter_tinker.engine.batch import halve
 from jupyter_tinker.engine.engine import Engine
 from jupyter_tinker.wire.ops import AdamParams, EngineOptions, LoraSpec, OpError
@@ -83,6 +84,17 @@ def test_gradients_add_up_over_calls() -> None:
     for request in requests:
         train.forward_backward(run, loss, request, 1000)
     torch.testing.assert_close(run.adapter.gradients, sum(gradients))
+
+
+def test_a_pass_forward_has_no_gradients(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(Engine(), base)
+    client.create()
+    trained = client.backward(samples(0, EVEN))
+    monkeypatch.delattr(Adapter, "more_gradients")
+    before = client.gradients.clone()
+    forward = client.forward(samples(0, EVEN))
+    assert forward.metrics == trained.metrics
+    assert torch.equal(client.gradients, before)
 
 
 def test_training_is_the_same_each_time(base: Path) -> None:
