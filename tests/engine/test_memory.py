@@ -27,7 +27,6 @@ class SmallDevice:
     its backward half."""
 
     def __init__(self, patch: pytest.MonkeyPatch, tokens: int, error: BaseException) -> None:
-        self.tokens = tokens
         self.passes: list[tuple[int, int]] = []  # sequences and tokens
         real = evaluation.Evaluation.run
 
@@ -35,7 +34,7 @@ class SmallDevice:
             padded = own.packed.tokens if own.decoder is None else own.packed.rows
             self.passes.append((len(own.examples), padded.numel()))
             result = real(own, backward=backward)  # its gradient is there before it fails
-            if padded.numel() > self.tokens:
+            if padded.numel() > tokens:
                 raise error
             return result
 

@@ -134,10 +134,8 @@ class Layer:
 
     def normed(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys, head by head, where they have norms."""
-        norms = self._norms
-        return norms[0].forward(q, norms[0].inverse_rms(q)), norms[1].forward(
-            k, norms[1].inverse_rms(k)
-        )
+        q_norm, k_norm = self._norms
+        return q_norm(q), k_norm(k)
 
     @property
     def _norms(self) -> tuple[RmsNorm, RmsNorm]:

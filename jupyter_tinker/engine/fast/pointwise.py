@@ -21,6 +21,10 @@ class RmsNorm:
     gain: torch.Tensor  # (H,)
     eps: float
 
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., H) -> (..., H), for whom the root mean square itself is of no use."""
+        return self.forward(x, self.inverse_rms(x))
+
     def inverse_rms(self, x: torch.Tensor) -> torch.Tensor:
         """(..., H) -> (..., 1)"""
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)

@@ -58,7 +58,7 @@ class Steps:
         h = self._decoder.embed(tokens)
         for number, own in enumerate(self._layers):
             layer = own.layer
-            x = layer.norm1.forward(h, layer.norm1.inverse_rms(h))
+            x = layer.norm1(h)
             qkv = own.qkv(x).unflatten(1, (-1, layer.head_size))  # (B, all heads, D)
             counts = [width // layer.head_size for width in own.qkv.widths]
             q, k, v = qkv.split(counts, 1)
@@ -71,11 +71,10 @@ class Steps:
             keys, values = access.put(number, k[:, :, None], v[:, :, None])
             attended = attention(q, keys, values, hidden, layer.scale)
             mid = own.o(attended.flatten(1), h)
-            x = layer.norm2.forward(mid, layer.norm2.inverse_rms(mid))
+            x = layer.norm2(mid)
             gate, up = own.gate_up(x).split(own.gate_up.widths, 1)
             h = own.down(layer.activation.forward(gate).mul_(up), mid)
-        norm = self._decoder.norm
-        return norm.forward(h, norm.inverse_rms(h))
+        return self._decoder.norm(h)
 
 
 def attention(
