@@ -18,9 +18,9 @@ _SMALLEST_EPS = 1e-38
 
 # float32 sums over millions of squares drift; sums over slices, then over their norms, do not.
 _NORM_SLICE = 1 << 14
-# What is updated at once, of weights and moments: it stays in a processor's caches, and what is
+# What is updated at once, of weights and moments: on the CPU it stays in the caches, and what is
 # remembered of it needs no fresh pages.
-_STEP_SLICE = 1 << 18
+_STEP_SLICE = {"cpu": 1 << 18, "cuda": 1 << 24}
 # A norm below is far from where its square is beyond float32.
 _SAFE = 1e18
 
@@ -93,9 +93,10 @@ class AdamW:
         self, weights: torch.Tensor, gradients: torch.Tensor, params: AdamParams, scale: float
     ) -> float:
         state = (weights, gradients, self.mean, self.square)
-        slices = list(zip(*(tensor.split(_STEP_SLICE) for tensor in state), strict=True))
+        most = _STEP_SLICE.get(weights.device.type, _STEP_SLICE["cuda"])
+        slices = list(zip(*(tensor.split(most) for tensor in state), strict=True))
         # All memory, before anything is changed: it may run out.
-        longest = min(len(weights), _STEP_SLICE)
+        longest = min(len(weights), most)
         before, scaled = weights.new_empty(longest), weights.new_empty(longest)
         sizes, parts = weights.new_empty(len(slices)), weights.new_empty(_parts(longest))
         size, count = weights.new_empty(()), self.count.clone()

@@ -35,8 +35,8 @@ class Adapter:
         size = sum(math.prod(shape) for shape in self._shapes.values())
         self.weights = torch.zeros(size, device=base.device)
         self.views: Views = dict(_views(self.weights, self._shapes))
-        self.gradients = torch.zeros(size, device=base.device)
-        self.gradient_views: Views = dict(_views(self.gradients, self._shapes))
+        self.gradients, self.gradient_views = self.laid_out()
+        self._copy: tuple[torch.Tensor, Views] | None = None  # in the type of the base model's
         self._draw_initial_weights()
 
     @property
@@ -53,9 +53,25 @@ class Adapter:
         """Where among gradients that part has its own."""
         return self._output_pair(views)
 
-    def more_gradients(self) -> tuple[torch.Tensor, Views]:
-        """Zeros laid out as `gradients`, and `gradient_views` of them."""
-        numbers = torch.zeros_like(self.gradients)
+    def as_the_base(self) -> Views:
+        """The parameters as they are now, in the type of the base model's."""
+        dtype = self.base.placement.torch_dtype
+        if dtype == self.weights.dtype:
+            return self.views
+        if self._copy is None:
+            self._copy = self.laid_out(dtype)
+        numbers, views = self._copy
+        numbers.copy_(self.weights)
+        return views
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Which adapters have the same layers, sizes and scale."""
+        return self.spec.scale, *self._shapes.items()
+
+    def laid_out(self, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, Views]:
+        """Zeros for as many numbers as the parameters, and views of them by the same names."""
+        numbers = torch.zeros_like(self.weights, dtype=dtype)
         return numbers, dict(_views(numbers, self._shapes))
 
     def fill(self, values: Mapping[str, torch.Tensor]) -> None:

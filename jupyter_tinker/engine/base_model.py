@@ -31,6 +31,7 @@ from .wrappers import Wrappers
 
 if TYPE_CHECKING:
     from .fast.decoder import Decoder
+    from .fast.recorder import Recorder
 
 Part = Literal["attn", "mlp", "unembed"]
 
@@ -63,6 +64,7 @@ class BaseModel:
         self.limits = _limits(model)
         self.fingerprint = _fingerprint(path, model)
         self.decoder: Decoder | None = None  # that trains in the place of transformers and PEFT
+        self.recorder: Recorder | None = None  # of the decoder's passes, where that is of use
         self.wrappers = Wrappers(model)  # of PEFT, where there is no decoder
         _check_output_layer(self)
 

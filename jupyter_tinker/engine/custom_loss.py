@@ -83,7 +83,7 @@ def loss(definition: str) -> Loss:
         target_ranks=(own_rank,),
         # The tensors are small and the operations many, and what is out of range is an error
         # there, while on a GPU it would end the engine.
-        on_cpu=True,
+        custom=True,
     )
 
 

@@ -25,6 +25,7 @@ from . import (
     custom_loss,
     encryption,
     memory,
+    passes,
     placement,
     snapshot,
     train,
@@ -33,6 +34,7 @@ from .adamw import AdamW
 from .adapter import Adapter
 from .base_model import BaseModel
 from .fast import structure
+from .fast.recorder import Recorder
 from .progress import Report, unheard
 from .run import Run
 from .sample import Sampling
@@ -40,8 +42,6 @@ from .snapshot_writer import SnapshotWriter
 
 Buffers = list[bytes]
 Answer = tuple[dict[str, Any], Buffers]  # an operation's result as a dictionary, and its buffers
-# A CPU is no faster with more, and a token of SmolLM2 keeps 0.7 MB of activations.
-_MICROBATCH_TOKENS = {"cpu": 512, "cuda": 4096}
 _AnyOp = TypeVar("_AnyOp", bound=Op)
 
 
@@ -137,7 +137,8 @@ class Engine:
         run = self._run(op.run)
         request = tensors.decode_request(op.body)
         loss = custom_loss.find(request.loss_fn, op.custom_loss)
-        result = train.forward_backward(run, loss, request, self._microbatch_tokens)
+        most = self.options.microbatch_tokens or passes.suitable_tokens(run.base)
+        result = train.forward_backward(run, loss, request, most)
         body = tensors.encode_output(result.outputs, result.metrics)
         return ops.ForwardBackwardStats(
             loss_sum=_finite(result.loss_sum),
@@ -263,18 +264,13 @@ class Engine:
         if path not in self.bases:
             base = base_model.load(name, Path(path), self.options, self.placement, self.report)
             base.decoder = structure.find(base)
+            if base.decoder is not None:
+                base.recorder = Recorder.of(base.decoder, base.device)
             self.bases[path] = base
         return self.bases[path]
 
     def _info(self, run: Run) -> ops.RunInfo:
         return ops.RunInfo(run.lora, run.adapter.weights.numel(), run.step)
-
-    @property
-    def _microbatch_tokens(self) -> int:
-        device = self.placement.torch_device.type
-        return self.options.microbatch_tokens or _MICROBATCH_TOKENS.get(
-            device, _MICROBATCH_TOKENS["cuda"]
-        )
 
 
 def _finite(number: float) -> float | None:

@@ -71,12 +71,10 @@ class Evaluation:
         self.packed = packed
         self.decoder = decoder
         self.examples = [examples[i] for i in packed.members]
-        self.loss_device = torch.device("cpu") if loss.on_cpu else adapter.base.device
+        # On the CPU, like the losses: for a GPU they are many small things, of which it would wait
+        # for every one.
         self.inputs = [
-            {
-                name: torch.from_numpy(array).to(self.loss_device)
-                for name, array in example.inputs.items()
-            }
+            {name: torch.from_numpy(array) for name, array in example.inputs.items()}
             for example in self.examples
         ]
 
@@ -90,14 +88,15 @@ class Evaluation:
         layers = self._layers(through_layers)
         layer = self.adapter.base.output_layer.with_adapter(self.adapter.output_adapter())
         scores = Scores(layer, layers.hidden.detach(), self.packed.targets, active, through_layers)
-        values, gradient = self._loss(scores.logprobs, differentiate=active is not None)
+        logprobs = scores.logprobs.cpu()
+        values, gradient = self._loss(logprobs, differentiate=active is not None)
         fault = self._fault(values, gradient)
         if gradient is not None and fault is None:
             own = gradient.to(layers.hidden.device)
             hidden_gradient = scores.backward(own, self.adapter.output_gradients(self.gradients))
             if through_layers:
                 layers.backward(hidden_gradient)
-        return self._results(scores.logprobs, values), fault
+        return self._results(logprobs.numpy(), values), fault
 
     def _layers(self, keep: bool) -> _Layers:
         """The microbatch, gone through the layers; `keep` what the way back needs."""
@@ -106,6 +105,9 @@ class Evaluation:
             return _Reference(self.adapter.base, packed, keep=keep)
         stream = packed.tokens.flatten()[packed.rows]  # (R,)
         lengths = [example.length for example in self.examples]
+        recorder = self.adapter.base.recorder
+        if recorder is not None:
+            return recorder.forward(stream, lengths, self.adapter, keep=keep)
         return self.decoder.forward(
             stream, lengths, Lora.of(self.adapter, self.gradients), keep=keep
         )
@@ -113,21 +115,20 @@ class Evaluation:
     def _active_rows(self) -> torch.Tensor:
         active = self.loss.active
         if active is None:
-            return torch.ones_like(self.packed.rows, dtype=torch.bool)
+            return torch.ones(len(self.packed.rows), dtype=torch.bool)
         return torch.cat([active(inputs).any(dim=1) for inputs in self.inputs])
 
     def _loss(
         self, logprobs: torch.Tensor, *, differentiate: bool
     ) -> tuple[list[Value], torch.Tensor | None]:
         """What each datum adds, and the gradient of the log-probabilities (R, K)."""
-        own = logprobs.detach().to(self.loss_device)
-        gradient = torch.zeros_like(own) if differentiate else None
+        gradient = torch.zeros_like(logprobs) if differentiate else None
         values: list[Value] = []
         everyone = list(range(len(self.examples)))
         # A custom loss may take much memory until its gradient is known: one datum at a time.
-        for indices in [[i] for i in everyone] if self.loss.on_cpu else [everyone]:
+        for indices in [[i] for i in everyone] if self.loss.custom else [everyone]:
             cells = [self._cells(i) for i in indices]
-            leaves = [own[where].detach().requires_grad_(differentiate) for where in cells]
+            leaves = [logprobs[where].detach().requires_grad_(differentiate) for where in cells]
             part = [self._value(i, lp) for i, lp in zip(indices, leaves, strict=True)]
             if gradient is not None:
                 for where, slope in zip(cells, self._slopes(indices, part, leaves), strict=True):
@@ -155,7 +156,7 @@ class Evaluation:
         try:
             return torch.autograd.grad(total, leaves)
         except RuntimeError as error:
-            if not self.loss.on_cpu or memory.ran_out(error):
+            if not self.loss.custom or memory.ran_out(error):
                 raise
             # Of a client's own making, such as a function that has no derivative.
             reason = str(error).partition("\n")[0][:300]
@@ -185,16 +186,12 @@ class Evaluation:
             f"model itself has diverged"
         )
 
-    def _results(self, logprobs: torch.Tensor, values: Sequence[Value]) -> list[Result]:
-        all_logprobs = logprobs.cpu().numpy()
-        # One transfer for all: each would wait for the device.
-        all_losses = torch.cat([value.loss.flatten() for value in values]).cpu().numpy()
-        ends = np.cumsum([value.loss.numel() for value in values])
-        parts = np.split(all_losses, ends[:-1])
-        return [self._result(i, all_logprobs, values[i], part) for i, part in enumerate(parts)]
+    def _results(self, logprobs: np.ndarray, values: Sequence[Value]) -> list[Result]:
+        return [self._result(i, logprobs, value) for i, value in enumerate(values)]
 
-    def _result(self, index: int, logprobs: np.ndarray, value: Value, losses: np.ndarray) -> Result:
+    def _result(self, index: int, logprobs: np.ndarray, value: Value) -> Result:
         own = logprobs[self._cells(index)]
+        losses = value.loss.numpy()
         output = {"logprobs": own[:, 0] if self.examples[index].flat else own}
         if value.loss.ndim:
             output["elementwise_loss"] = losses

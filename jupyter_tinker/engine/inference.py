@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -19,8 +20,9 @@ from transformers import AttentionInterface
 from ..wire.ops import OpError
 from . import kv_cache
 from .base_model import BaseModel
+from .fast import recording
 from .fast.decoder import Decoder
-from .fast.step import Steps, attention
+from .fast.step import RecordedStep, Steps, attention, filled
 from .joined import Joined, LowRank
 from .wrappers import plain
 
@@ -42,16 +44,23 @@ class InferenceModel:
         self._config = base.model.config.get_text_config()
         _check_attention(base)
         decoder = base.decoder if pack else None
+        unembed = next(p.path for p in base.projections if p.part == "unembed")
         self._joined = [
-            Joined({path: plain(base.model.get_submodule(path)) for path in paths}, pack=pack)
+            Joined(
+                {path: plain(base.model.get_submodule(path)) for path in paths},
+                pack=pack,
+                wide=paths == [unembed],
+            )
             for paths in _groups(base, decoder)
         ]
         self._of = {path: joined for joined in self._joined for path in joined.paths}
         self._steps = None if decoder is None else Steps(decoder, self._of.__getitem__)
-        output = self._of[next(p.path for p in base.projections if p.part == "unembed")]
-        output.dtype = torch.float32
         # Every logit is the layer's: its adapter comes with `using`.
-        self.output_layer = replace(base.output_layer, product=output)
+        self.output_layer = replace(base.output_layer, product=self._of[unembed])
+        self._weights: Weights | None = None  # in use
+        self._recordings: WeakKeyDictionary[
+            kv_cache.KeyValueStore, tuple[Weights | None, RecordedStep]
+        ] = WeakKeyDictionary()
         with torch.no_grad():
             self._check_steps()
 
@@ -75,6 +84,7 @@ class InferenceModel:
     @contextmanager
     def using(self, weights: Weights | None) -> Iterator[None]:
         """Inside, the base model computes with these weights and no others."""
+        self._weights = weights
         try:
             for joined in self._joined:
                 joined.adapter = (weights or {}).get(joined.paths[0])
@@ -93,6 +103,8 @@ class InferenceModel:
     def step(self, tokens: torch.Tensor, access: kv_cache.Step) -> torch.Tensor:
         """(B,) tokens, one for each of the first B rows -> (B, H) hidden states."""
         if self._steps is not None and self._steps.serves(access):
+            if recording.possible(self.base.device):
+                return self._recorded(self._steps, access.store).forward(tokens, access.positions)
             return self._steps.forward(tokens, access)
         attention = self._config._attn_implementation
         if attention != "eager":  # which knows more than the others, such as soft caps
@@ -108,6 +120,17 @@ class InferenceModel:
         finally:
             self._config._attn_implementation = attention
         return hidden[:, 0]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, H) -> (B, V) in float32."""
+        return self.output_layer.logits(filled(hidden))[: len(hidden)]
+
+    def _recorded(self, steps: Steps, store: kv_cache.KeyValueStore) -> RecordedStep:
+        weights, step = self._recordings.get(store, (None, None))
+        if step is None or weights is not self._weights or step.size != (store.rows, store.columns):
+            step = RecordedStep(steps, store, self.base.device)
+            self._recordings[store] = self._weights, step
+        return step
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:

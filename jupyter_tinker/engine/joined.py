@@ -25,15 +25,17 @@ class LowRank:
 class Joined:
     """Layers side by side: (..., in) -> (..., sum of their out)."""
 
-    def __init__(self, layers: Mapping[str, nn.Linear], *, pack: bool = True) -> None:
+    def __init__(
+        self, layers: Mapping[str, nn.Linear], *, pack: bool = True, wide: bool = False
+    ) -> None:
         """`layers` by their paths; `pack`: whether the weights are kept once more, in a faster
-        layout."""
+        layout; `wide`: whether what comes out is float32, whatever the weights are."""
         self.paths = tuple(layers)
         weights = [layer.weight.detach() for layer in layers.values()]
         self.widths = [len(weight) for weight in weights]
-        self.dtype = weights[0].dtype  # of what it returns
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        self.linear = packed.Linear(weight, _bias(list(layers.values())), pack=pack)
+        self.dtype = torch.float32 if wide else weights[0].dtype  # of what comes out, and adapters
+        weight = _side_by_side(weights)
+        self.linear = packed.Linear(weight, _bias(list(layers.values())), pack=pack, wide=wide)
         self.adapter: LowRank | None = None
         self._read: torch.Tensor | None = None  # what a part was last given, and what came of it
         self._made: torch.Tensor | None = None
@@ -42,10 +44,9 @@ class Joined:
         """With `plus`, of the output's shape, added."""
         out = self.linear(x, plus)
         if self.adapter is None:
-            return out.to(self.dtype)
-        low = self.adapter.down(x.reshape(-1, x.shape[-1]).float())
-        flat = out.reshape(-1, out.shape[-1]).float()
-        return self.adapter.up(low, flat).view(out.shape).to(self.dtype)
+            return out
+        low = self.adapter.down(x.reshape(-1, x.shape[-1]).to(self.dtype))
+        return self.adapter.up(low, out.reshape(-1, out.shape[-1])).view(out.shape)
 
     def part(self, path: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """One of the layers, for a model that calls them one after the other with one tensor."""
@@ -74,7 +75,7 @@ class Joined:
         adapted = [path for path in self.paths if f"{path}.lora_A.weight" in views]
         if not adapted:
             return None
-        a = torch.cat([views[f"{path}.lora_A.weight"] for path in adapted])
+        a = torch.cat([views[f"{path}.lora_A.weight"] for path in adapted]).to(self.dtype)
         rank = len(a) // len(adapted)
         # Every layer takes its own columns of what all A's give.
         b = a.new_zeros(sum(self.widths), len(a))
@@ -86,6 +87,27 @@ class Joined:
                 torch.mul(views[f"{path}.lora_B.weight"], scale, out=own)
             row += width
         return LowRank(packed.Linear(a, None), packed.Linear(b, None))
+
+
+def join_(layers: list[nn.Linear]) -> None:
+    """Lay the weights of layers one behind the other, so that they are also one weight."""
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    for layer, own in zip(
+        layers, weight.split([len(layer.weight) for layer in layers]), strict=True
+    ):
+        layer.weight = nn.Parameter(own, requires_grad=False)
+
+
+def _side_by_side(weights: list[torch.Tensor]) -> torch.Tensor:
+    """As one weight; without a copy, if they lie so."""
+    first = weights[0]
+    storage, offset = first.untyped_storage(), first.storage_offset()
+    for weight in weights:
+        own = weight.untyped_storage().data_ptr(), weight.storage_offset()
+        if own != (storage.data_ptr(), offset) or not weight.is_contiguous():
+            return torch.cat(weights)
+        offset += weight.numel()
+    return first.as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))
 
 
 def _bias(layers: list[nn.Linear]) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ Knows nothing of sampling.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,7 +55,10 @@ class KeyValueStore:
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         # Zeros: what lies behind a sequence is masked, but zero times NaN would be NaN.
-        return like.new_zeros(self.rows, like.shape[1], self.columns, like.shape[3])
+        heads, size = like.shape[1], like.shape[3]
+        if like.device.type == "cuda":  # whose kernel reads them token by token
+            return like.new_zeros(self.rows, self.columns, heads, size).transpose(1, 2)
+        return like.new_zeros(self.rows, heads, self.columns, size)
 
     def _grow(self, old: torch.Tensor) -> torch.Tensor:
         new = self._empty(old)
@@ -85,13 +89,37 @@ class Step:
     columns: int
 
     def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> Pair:
-        """The new tokens' (B, heads, 1, D); returns all that are seen, (B, heads, columns, D)."""
+        """The new tokens' (B, heads, 1, D); returns all of their rows, (B, heads, columns, D)."""
         room = self.store.of_layer(layer, keys, values)
         count = len(self.positions)
         at = self.positions[:, None, None, None].expand(keys.shape)
         for tensor, new in zip(room, (keys, values), strict=True):
             tensor[:count].scatter_(2, at, new)
-        return room[0][:count, :, : self.columns], room[1][:count, :, : self.columns]
+        return room[0][:count], room[1][:count]
+
+    @cached_property
+    def spans(self) -> Spans:
+        """For a kernel that reads every row as far as it goes."""
+        return Spans(
+            new=self._each(1),
+            rows=self._each(self.store.columns),
+            seen=(self.positions + 1).to(torch.int32),
+        )
+
+    def _each(self, step: int) -> torch.Tensor:
+        count = len(self.positions)
+        device = self.positions.device
+        return torch.arange(0, (count + 1) * step, step, dtype=torch.int32, device=device)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where the new tokens (B + 1,) and their rows (B + 1,) begin and end, and how much of each row
+    is seen (B,); int32."""
+
+    new: torch.Tensor
+    rows: torch.Tensor
+    seen: torch.Tensor
 
 
 def cache(model: PreTrainedModel, access: Prefill | Step) -> Cache:
@@ -130,4 +158,5 @@ class _StepLayer(_Layer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> Pair:
         access: Step = self.access
-        return access.put(self.number, key_states, value_states)
+        keys, values = access.put(self.number, key_states, value_states)
+        return keys[:, :, : access.columns], values[:, :, : access.columns]

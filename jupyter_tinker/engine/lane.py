@@ -22,6 +22,7 @@ from .kv_cache import KeyValueStore, Prefill, Step, blocks
 # Sequences that are generated at once, and prompt tokens of one step: beyond these a larger batch
 # brings little more, and others would wait for it.
 _ROWS = {"cpu": 64, "cuda": 256}
+_ROWS_STEP = 8
 _PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
 # Prompts are padded to a multiple of this, and go together if that makes them of one length: then a
 # prompt's numbers do not depend on which others are read beside it.
@@ -128,7 +129,8 @@ class Lane:
         into = None
         if any(completion.limit > 1 for completion, _ in admitted):
             length = self._blocked(int(ends.max()) + 1)
-            self._store.reserve(len(self.rows) + len(sources), length)
+            longest = max(completion.columns for completion, _ in admitted)
+            self._reserve(len(self.rows) + len(sources), length, longest)
             into = Prefill(self._store, len(self.rows), sources)
         hidden = self._model.prefill(self._padded(prompts), into)  # (B, T, H)
         for (completion, _), states in zip(admitted, hidden, strict=True):
@@ -137,17 +139,26 @@ class Lane:
         self.rows += new
         self.waiting = deque(c for c in self.waiting if c.to_start)
         last = hidden[torch.arange(len(prompts), device=self._device), ends]  # (B, H)
-        self._choose(new, self._model.output_layer.logits(last)[sources])
+        self._choose(new, self._model.logits(last)[sources])
         self.prompt_tokens += sum(map(len, prompts))
 
     def _decode(self) -> None:
         positions = [sequence.position for sequence in self.rows]
         columns = max(positions) + 1
-        self._store.reserve(len(self.rows), columns)
+        self._reserve(len(self.rows), columns, 0)
         tokens = torch.tensor([sequence.tokens[-1] for sequence in self.rows], device=self._device)
         access = Step(self._store, torch.tensor(positions, device=self._device), blocks(columns))
         hidden = self._model.step(tokens, access)  # (B, H)
-        self._choose(self.rows, self._model.output_layer.logits(hidden))
+        self._choose(self.rows, self._model.logits(hidden))
+
+    def _reserve(self, rows: int, columns: int, longest: int) -> None:
+        """On a GPU for some rows more, and for all that they may come to: a step is recorded for
+        just so much room."""
+        if self._device.type == "cuda":
+            step = min(_ROWS_STEP, 1 << (rows - 1).bit_length())
+            rows = -(-rows // step) * step
+            columns = max(columns, longest, self._longest())
+        self._store.reserve(rows, columns)
 
     def _choose(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
         """The next token of each sequence from its row of (B, V) logits."""

@@ -22,7 +22,7 @@ from functools import partial
 
 import torch
 
-from .products import cross, linear, matmul
+from .products import add_cross_, linear, matmul, wide
 
 # Logits of one chunk. On the CPU they should come from the allocator's free lists, not from the
 # operating system, which hands out large blocks page by page.
@@ -61,7 +61,7 @@ class OutputLayer:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(C, H) -> (C, V) in float32."""
-        product = self.product or partial(linear, weight=self.weight, bias=self.bias)
+        product = self.product or partial(wide, weight=self.weight, bias=self.bias)
         z = product(hidden).float()
         if self.adapter is not None:
             low = linear(hidden.float(), self.adapter.a).mul_(self.adapter.scale)  # (C, r)
@@ -92,7 +92,8 @@ class Scores:
         layer: OutputLayer,
         hidden: torch.Tensor,  # (R, H)
         targets: torch.Tensor,  # (R, K)
-        active: torch.Tensor | None,  # (R,) bool: rows that may receive a gradient; None: none do
+        # (R,) bool, on the CPU: rows that may receive a gradient; None: none do
+        active: torch.Tensor | None,
         hidden_gradient: bool = True,  # whether `backward` shall return the hidden states' gradient
     ) -> None:
         self._layer = layer
@@ -124,7 +125,9 @@ class Scores:
     def _score(self, chunk: slice, active: torch.Tensor | None) -> torch.Tensor:
         targets = self._targets[chunk]
         logits = self._layer.logits(self._hidden[chunk])  # (C, V)
-        rows = targets.new_empty(0) if active is None else active[chunk].nonzero().squeeze(1)
+        # Where they are many is known without waiting for the device.
+        rows = torch.empty(0) if active is None else active[chunk].nonzero().squeeze(1)
+        rows = rows.to(targets)
         slope = self._slope(logits, rows)
         logprobs = torch.log_softmax(logits, dim=-1, out=logits)  # (C, V)
         at_targets = logprobs.gather(1, targets)  # (C, K)
@@ -203,10 +206,10 @@ class Scores:
         hidden = self._hidden[kept.rows].float()  # (A, H)
         targets, slopes = self._targets[kept.rows], kept.slopes
         low_gradient = self._through(adapter.b, kept.e_adapter, kept, c)  # (A, r)
-        a_gradient.add_(cross(low_gradient, hidden), alpha=adapter.scale)
+        add_cross_(a_gradient, low_gradient, hidden, adapter.scale)
         low = linear(hidden, adapter.a).mul_(adapter.scale)  # (A, r)
         e = self._error_again(kept) if kept.e is None else kept.e
-        b_gradient.sub_(cross(low * c.sum(1, keepdim=True), e).T)
+        add_cross_(b_gradient, e, low * c.sum(1, keepdim=True), -1.0)
         for k in range(1, targets.shape[1]):
             here, first = _ends(c[:, k], slopes, k)
             b_gradient.index_add_(0, targets[:, k], low * here)

@@ -57,7 +57,7 @@ class Loss:
     fault: Callable[[Arrays], str | None] = lambda inputs: None
     # Sums over a whole batch, from its log-probabilities (R,) and inputs (R,).
     report: Callable[[np.ndarray, Arrays, Config], dict[str, float]] | None = None
-    on_cpu: bool = False  # evaluated on the CPU wherever the model is
+    custom: bool = False  # of a client's own making: it may take much memory, and fail
 
 
 def _ratio(lp: torch.Tensor, x: Tensors) -> torch.Tensor:

@@ -10,13 +10,23 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from . import products
+
 
 class Linear:
     """`x W^T + bias`, for inference."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, pack: bool = True
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        pack: bool = True,
+        wide: bool = False,
     ) -> None:
+        """`pack`: whether another layout is made, where there is one; `wide`: whether what comes
+        out is float32, whatever the weight is."""
+        self._widened = wide and weight.dtype != torch.float32
         self.packed = _pack(weight) if pack else None
         self.plain = weight if self.packed is None else None  # (out, in)
         self.bias = bias
@@ -24,7 +34,11 @@ class Linear:
     def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
         """(..., in) -> (..., out); with `plus`, of that shape, added."""
         if self.plain is not None:
-            y = F.linear(x, self.plain, self.bias)
+            if self._widened:
+                flat = products.wide(x.reshape(-1, x.shape[-1]), self.plain, self.bias)
+                y = flat.view(*x.shape[:-1], -1)
+            else:
+                y = F.linear(x, self.plain, self.bias)
             return y if plus is None else y.add_(plus)
         if x.numel() == x.shape[-1]:
             # A row alone goes another way through oneDNN, on which its last bits may come out

@@ -15,6 +15,7 @@ from functools import cached_property, partial
 
 from . import adamw, batch, beside, losses, memory
 from .adapter import Views
+from .base_model import BaseModel
 from .batch import Example
 from .evaluation import Evaluation, Result
 from .fast.decoder import Decoder
@@ -26,6 +27,10 @@ _log = logging.getLogger("jupyter_tinker.engine")
 _GROUP_COST = {"cpu": 32, "cuda": 1024}
 # Each of two streams reads all weights, which of fewer tokens takes longer than computing.
 _LEAST_STREAM_TOKENS = 64
+
+# A CPU is no faster with more, and a token of SmolLM2 keeps 0.7 MB of activations.
+_MICROBATCH_TOKENS = {"cpu": 512, "cuda": 4096}
+_CUDA_MICROBATCHES = range(2048, 16385)  # without padding, by the memory that there is
 
 _Results = dict[int, Result]  # by the datum's place in the batch
 _Groups = list[list[int]]  # the members of each microbatch
@@ -42,6 +47,16 @@ class _Plan:
     def least(self) -> bool:
         """Whether no other takes less memory."""
         return not any(self.streams) and max(map(len, self.alone)) == 1
+
+
+def suitable_tokens(base: BaseModel) -> int:
+    """Of a microbatch, if nothing else is asked for: on a GPU it depends on its whole memory, and
+    not on what is free at the moment, for the numbers do, too."""
+    device = base.device
+    if device.type == "cuda" and base.decoder is not None:
+        bounds = _CUDA_MICROBATCHES
+        return min(max(base.decoder.most_kept(device), bounds[0]), bounds[-1])
+    return _MICROBATCH_TOKENS.get(device.type, _MICROBATCH_TOKENS["cuda"])
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,8 @@ class Work:
             except (RuntimeError, MemoryError) as error:
                 if not memory.ran_out(error) or plan.least:
                     raise
+            if self.run.base.recorder is not None:
+                self.run.base.recorder.forget()
             memory.release()
             tried = plan
             while plan == tried:
@@ -91,8 +108,8 @@ class Work:
         if self._decoder is None:
             cost = _GROUP_COST.get(self.run.base.device.type, _GROUP_COST["cuda"])
             return _Plan(([], []), batch.group(self._lengths, max_tokens, cost))
-        # Custom losses are evaluated on the CPU and one at a time, for they may take much memory.
-        if not beside.possible() or self.loss.on_cpu:
+        # Custom losses are evaluated one at a time, for they may take much memory.
+        if self.run.base.device.type != "cpu" or not beside.possible() or self.loss.custom:
             return _Plan(([], []), self._filled(everyone, max_tokens))
         half = max_tokens // 2
         left, right, rest = batch.halve(self._lengths, half, _LEAST_STREAM_TOKENS)
@@ -126,9 +143,7 @@ class Work:
         fault = None
         if any(plan.streams):
             # Sums in the order of their coming would depend on what else the machine does.
-            more, views = (
-                adapter.more_gradients() if self.backward else (None, adapter.gradient_views)
-            )
+            more, views = adapter.laid_out() if self.backward else (None, adapter.gradient_views)
             (results, fault), (others, found) = beside.both(
                 partial(self._stream, plan.streams[0], adapter.gradient_views),
                 partial(self._stream, plan.streams[1], views),

@@ -1,8 +1,8 @@
 """Matrix products, by the fastest library that the device has for them.
 
 On the CPU in float32 that is oneDNN, which uses the widest vectors of every maker's processors; MKL
-does so on Intel's alone. The one place that depends on the device; knows nothing of models. None of
-the products has a gradient.
+does so on Intel's alone. A GPU sums products of bfloat16 in float32, and can leave it at that.
+Knows nothing of models. None of the products has a gradient.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ def linear(
 ) -> torch.Tensor:
     """`x W^T + bias + plus`: (N, in) and (out, in) -> (N, out)."""
     if not _has_onednn(x):
+        if plus is not None and bias is None:
+            return torch.addmm(plus, x, weight.t())
         y = F.linear(x, weight, bias)
         return y if plus is None else y.add_(plus)
     if plus is None:
@@ -33,14 +35,44 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, plus: torch.Tensor | None = No
     return linear(x, weight.t(), plus=plus)
 
 
-def cross(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """`x^T y`: (N, few) and (N, many) -> (few, many), in this order the faster one."""
-    return linear(x.t(), y.t())
+def add_cross_(
+    into: torch.Tensor, x: torch.Tensor, y: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
+    """Adds `scale x^T y`, (N, m) and (N, n), to a float32 tensor of (m, n)."""
+    if _widens(x):
+        return torch.addmm(into, x.t(), y, out_dtype=torch.float32, alpha=scale, out=into)
+    if x.shape[1] > y.shape[1]:  # on the CPU in this order the faster one
+        return into.add_(linear(y.t(), x.t()).t(), alpha=scale)
+    return into.add_(linear(x.t(), y.t()), alpha=scale)
+
+
+def wide(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`x W^T + bias` in float32: (N, in) and (out, in) -> (N, out)."""
+    if not _widens(x):
+        return linear(x, weight, bias).float()
+    y = torch.mm(x, weight.t(), out_dtype=torch.float32)
+    return y if bias is None else y.add_(bias)
 
 
 def _has_onednn(x: torch.Tensor) -> bool:
     usable = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
     return usable and _onednn_multiplies()
+
+
+def _widens(x: torch.Tensor) -> bool:
+    return x.device.type == "cuda" and x.dtype == torch.bfloat16 and _cuda_widens()
+
+
+@cache
+def _cuda_widens() -> bool:
+    """Whether this build of torch gives products in a wider type than that of their factors."""
+    x = torch.ones(2, 2, dtype=torch.bfloat16, device="cuda")
+    y = torch.ones(2, 2, device="cuda")
+    try:
+        torch.addmm(y, x, x, out_dtype=torch.float32, alpha=2.0, out=y)
+        return bool((torch.mm(x, x, out_dtype=torch.float32) + y == 7).all())
+    except (TypeError, RuntimeError):
+        return False
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from jupyter_tinker.engine import placement
 from jupyter_tinker.engine.engine import Engine
 
 from .reference import VOCAB, Client
@@ -67,6 +69,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _float32() -> Iterator[None]:
+    """What is held against exact numbers is computed in float32 on every machine: a GPU, too, is
+    one without bfloat16."""
+    detect = placement.Machine.detect
+    with pytest.MonkeyPatch.context() as patch:
+        exact = classmethod(lambda cls: replace(detect(), cuda_bfloat16=False))
+        patch.setattr(placement.Machine, "detect", exact)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -190,7 +190,11 @@ def test_products_are_what_they_say(onednn: bool, monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(products.linear(x, weight, bias, plus.clone()), exact)
     torch.testing.assert_close(products.linear(x, weight), x @ weight.T)
     torch.testing.assert_close(products.matmul(y, weight, x), y @ weight + x)
-    torch.testing.assert_close(products.cross(y, x), y.T @ x)
+    into = torch.randn(3, 5)
+    for own, one, other in ((into, y, x), (into.T.contiguous(), x, y)):
+        wanted = own - 2.0 * (one.T @ other)
+        torch.testing.assert_close(products.add_cross_(own, one, other, -2.0), wanted)
+        torch.testing.assert_close(own, wanted)
     assert products.linear(x[:0], weight).shape == (0, 3)
 
 

@@ -90,7 +90,7 @@ def test_a_pass_forward_has_no_gradients(base: Path, monkeypatch: pytest.MonkeyP
     client = Client(Engine(), base)
     client.create()
     trained = client.backward(samples(0, EVEN))
-    monkeypatch.delattr(Adapter, "more_gradients")
+    monkeypatch.delattr(Adapter, "laid_out")
     before = client.gradients.clone()
     forward = client.forward(samples(0, EVEN))
     assert forward.metrics == trained.metrics

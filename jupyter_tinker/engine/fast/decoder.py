@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .attention import groups
+from .. import memory
+from .attention import Spans
 from .layer import Kept, Layer, Stream
 from .lora import Lora
 from .pointwise import RmsNorm, Rotary
@@ -18,6 +19,7 @@ from .pointwise import RmsNorm, Rotary
 # Of more tokens only what goes into each layer is kept, and the rest computed again in the backward
 # pass: a token of SmolLM2 keeps 0.7 MB otherwise. Only sequences longer than a microbatch are.
 _MOST_KEPT_TOKENS = 2048
+_KEPT_SHARE = 0.15  # of a GPU's memory
 
 
 @dataclass(frozen=True)
@@ -38,29 +40,31 @@ class Decoder:
         self, tokens: torch.Tensor, lengths: Sequence[int], lora: Lora, *, keep: bool
     ) -> Pass:
         """(N,) tokens of sequences one behind the other; `keep` them for a backward pass."""
+        spans = Spans.of(lengths, tokens.device)
         with torch.no_grad():
-            return Pass(self, tokens, lengths, lora, keep=keep)
+            return Pass(self, tokens, spans, lora, keep=keep)
+
+    def most_kept(self, device: torch.device) -> int:
+        """Of how many tokens a pass keeps all that its way back asks for."""
+        if device.type != "cuda":
+            return _MOST_KEPT_TOKENS
+        room = _KEPT_SHARE * (memory.total(device) or 0)
+        numbers = sum(layer.kept_numbers for layer in self.layers)
+        return int(room / (numbers * self.layers[0].q.weight.itemsize))
 
 
 class Pass:
     """A stream that has gone through the layers, and the way back."""
 
     def __init__(
-        self,
-        decoder: Decoder,
-        tokens: torch.Tensor,
-        lengths: Sequence[int],
-        lora: Lora,
-        *,
-        keep: bool,
+        self, decoder: Decoder, tokens: torch.Tensor, spans: Spans, lora: Lora, *, keep: bool
     ) -> None:
         self._decoder = decoder
         self._lora = lora
-        positions = torch.cat([torch.arange(n, device=tokens.device) for n in lengths])
-        self._stream = Stream(decoder.angles(positions), groups(lengths))
+        self._stream = Stream(decoder.angles(spans.positions), spans)
         self._first = self._lowest_adapted() if keep else len(decoder.layers)
         self._kept: list[Kept | torch.Tensor] = []  # of the layers from `first` on
-        thrifty = len(tokens) > _MOST_KEPT_TOKENS
+        thrifty = len(tokens) > decoder.most_kept(tokens.device)
         h = decoder.embed(tokens)
         for number, layer in enumerate(decoder.layers):
             before = h
@@ -69,8 +73,7 @@ class Pass:
             if wanted:
                 self._kept.append(before if kept is None else kept)
         self._last = h
-        self._inverse = decoder.norm.inverse_rms(h)
-        self.hidden = decoder.norm.forward(h, self._inverse)  # (N, H), what the output layer reads
+        self.hidden, self._inverse = decoder.norm.forward(h)  # (N, H), what the output layer reads
 
     def backward(self, gradient: torch.Tensor) -> None:
         """dL/dhidden (N, H) -> adds to the adapter's gradients. Once; overwrites `gradient`."""

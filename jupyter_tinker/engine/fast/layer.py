@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .attention import Attention, Groups
+from .attention import Attention, Spans, attend
 from .lora import Linear, Lora, Lows
 from .pointwise import Activation, RmsNorm, Rotary
 
@@ -22,7 +22,7 @@ class Stream:
     """What all layers need to know of the tokens that go through them."""
 
     rotary: Rotary
-    groups: Groups
+    spans: Spans
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,24 @@ class Layer:
     @property
     def paths(self) -> set[str]:
         """Of its linear layers."""
-        every = (self.q, self.k, self.v, self.o, self.gate, self.up, self.down)
-        return {linear.path for linear in every}
+        return {linear.path for linear in self._linears}
+
+    @property
+    def parameters(self) -> int:
+        """How many, but for those of norms."""
+        return sum(linear.weight.numel() for linear in self._linears)
+
+    @property
+    def kept_numbers(self) -> int:
+        """How many of a token `forward` keeps, about."""
+        return sum(len(linear.weight) for linear in (self.q, *self._linears))
 
     def forward(
         self, h: torch.Tensor, stream: Stream, lora: Lora, *, keep: bool
     ) -> tuple[torch.Tensor, Kept | None]:
         """(N, H) -> (N, H), and what `backward` asks for."""
         lows: Lows = {}
-        h_inverse = self.norm1.inverse_rms(h)
-        x = self.norm1.forward(h, h_inverse)
+        x, h_inverse = self.norm1.forward(h)
         q, k, v = (
             self._heads(linear.forward(x, lora, lows)) for linear in (self.q, self.k, self.v)
         )
@@ -88,10 +96,9 @@ class Layer:
             q, k = self.normed(q, k)
         stream.rotary.turn_(q)
         stream.rotary.turn_(k)
-        attention = Attention((q, k, v), stream.groups, self.scale, keep=keep)
+        attention = attend((q, k, v), stream.spans, self.scale, keep=keep)
         mid = self.o.forward(attention.out, lora, lows, plus=h)
-        mid_inverse = self.norm2.inverse_rms(mid)
-        x = self.norm2.forward(mid, mid_inverse)
+        x, mid_inverse = self.norm2.forward(mid)
         gate, up = self.gate.forward(x, lora, lows), self.up.forward(x, lora, lows)
         out = self.down.forward(self.activation.forward(gate).mul_(up), lora, lows, plus=mid)
         if not keep:
@@ -109,7 +116,7 @@ class Layer:
         d_product = self.down.backward(d, active * kept.up, lora, kept.lows)
         d_up = active.mul_(d_product)
         d_gate = self.activation.backward_(d_product.mul_(kept.up), kept.gate)
-        x = self.norm2.forward(kept.mid, kept.mid_inverse)
+        x = self.norm2.again(kept.mid, kept.mid_inverse)
         dx = self.up.backward(d_up, x, lora, kept.lows)
         dx = self.gate.backward(d_gate, x, lora, kept.lows, plus=dx)
         return self.norm2.add_backward_(d, dx, kept.mid, kept.mid_inverse)
@@ -123,10 +130,10 @@ class Layer:
         stream.rotary.turn_back_(dk)
         if kept.raw is not None:
             dq, dk = (
-                n.add_backward_(torch.zeros_like(x), dy, x, n.inverse_rms(x))
+                n.add_backward_(torch.zeros_like(x), dy, x, n.forward(x)[1])
                 for n, dy, x in zip(self._norms, (dq, dk), kept.raw, strict=True)
             )
-        x = self.norm1.forward(kept.h, kept.h_inverse)
+        x = self.norm1.again(kept.h, kept.h_inverse)
         dx = self.v.backward(dv.flatten(1), x, lora, kept.lows)
         dx = self.k.backward(dk.flatten(1), x, lora, kept.lows, plus=dx)
         dx = self.q.backward(dq.flatten(1), x, lora, kept.lows, plus=dx)
@@ -136,6 +143,10 @@ class Layer:
         """Queries and keys, head by head, where they have norms."""
         q_norm, k_norm = self._norms
         return q_norm(q), k_norm(k)
+
+    @property
+    def _linears(self) -> tuple[Linear, ...]:
+        return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
 
     @property
     def _norms(self) -> tuple[RmsNorm, RmsNorm]:

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from ..adapter import Adapter, Views
-from ..products import cross, linear, matmul
+from ..products import add_cross_, linear, matmul
 
 Lows = dict[str, torch.Tensor]  # s x A^T (N, r) of each adapted layer, by its path
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An adapter's part on one layer, and where its gradients are accumulated."""
+    """An adapter's part on one layer, in the layer's type, and where its gradients are
+    accumulated, in float32."""
 
     a: torch.Tensor  # (r, in)
     b: torch.Tensor  # (out, r)
@@ -37,12 +38,21 @@ class Lora:
 
     @classmethod
     def of(cls, adapter: Adapter, gradients: Views) -> Lora:
-        views = adapter.views
+        """An adapter's as it is now."""
+        return cls.over(adapter, adapter.as_the_base(), gradients)
+
+    @classmethod
+    def over(cls, adapter: Adapter, views: Views, gradients: Views) -> Lora:
+        """With the numbers of one like `adapter`."""
         pairs = {}
         for target in adapter.targets:
             a, b = (f"{target.path}.{side}.weight" for side in ("lora_A", "lora_B"))
             pairs[target.path] = Pair(views[a], views[b], gradients[a], gradients[b])
         return cls(pairs, adapter.spec.scale)
+
+    def scaled(self, low: torch.Tensor) -> torch.Tensor:
+        """In place."""
+        return low if self.scale == 1.0 else low.mul_(self.scale)
 
 
 class Linear:
@@ -60,7 +70,7 @@ class Linear:
         y = linear(x, self.weight, self.bias, plus)
         if (pair := lora.pairs.get(self.path)) is None:
             return y
-        lows[self.path] = low = linear(x, pair.a).mul_(lora.scale)  # (N, r)
+        lows[self.path] = low = lora.scaled(linear(x, pair.a))  # (N, r)
         return y.addmm_(low, pair.b.t())
 
     def backward(
@@ -76,7 +86,7 @@ class Linear:
         dx = matmul(dy, self.weight, plus)
         if (pair := lora.pairs.get(self.path)) is None:
             return dx
-        d_low = matmul(dy, pair.b).mul_(lora.scale)  # (N, r)
-        pair.b_gradient.add_(cross(lows[self.path], dy).t())
-        pair.a_gradient.add_(cross(d_low, x))
+        d_low = lora.scaled(matmul(dy, pair.b))  # (N, r)
+        add_cross_(pair.b_gradient, dy, lows[self.path])
+        add_cross_(pair.a_gradient, d_low, x)
         return dx.addmm_(d_low, pair.a)

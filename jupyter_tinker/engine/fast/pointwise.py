@@ -1,6 +1,7 @@
 """RMSNorm, rotary position embedding and gated activation, forward and backward.
 
-Functions that end in `_` overwrite what they say; all are for float32. They know nothing of layers.
+Functions that end in `_` overwrite what they say. Sums are taken in float32, whatever the numbers
+are. They know nothing of layers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+
+_CUDA_HAS_RMS_NORM = hasattr(torch.ops.aten, "_fused_rms_norm_backward")  # from torch 2.9 on
 
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (dL/dy, x) -> dL/dx, over dL/dy
 
@@ -23,28 +26,42 @@ class RmsNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., H) -> (..., H), for whom the root mean square itself is of no use."""
-        return self.forward(x, self.inverse_rms(x))
+        return self.forward(x)[0]
 
-    def inverse_rms(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., H) -> (..., 1)"""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(..., H) -> (..., H), and what the root mean square is the inverse of, (..., 1)."""
+        if self._fuses(x):
+            return torch.ops.aten._fused_rms_norm(x, self.gain.shape, self.gain, self.eps)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return self.again(x, inverse), inverse
 
-    def forward(self, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        """`inverse` is what `inverse_rms` gives."""
-        return torch.mul(x, inverse).mul_(self.gain)
+    def again(self, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        """What `forward` gave first; `inverse` is what it gave besides."""
+        if self._fuses(x):
+            return self(x)
+        return torch.mul(x, inverse).mul_(self.gain).to(x.dtype)
 
     def add_backward_(
         self, into: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, inverse: torch.Tensor
     ) -> torch.Tensor:
-        """Adds dL/dx to `into` and returns it; overwrites `dy`, the gradient of the output.
+        """`into` plus dL/dx; overwrites both `into` and `dy`, the gradient of the output.
 
         With u = gain * dy: dL/dx = (u - x * inverse^2 * mean(u * x)) * inverse.
         """
-        u = dy.mul_(self.gain)
+        if self._fuses(x):
+            dx, _ = torch.ops.aten._fused_rms_norm_backward(
+                dy, x, self.gain.shape, inverse, self.gain, [True, False]
+            )
+            return into.add_(dx)
+        u = dy.float().mul_(self.gain)
         along = torch.mul(u, x).sum(-1, keepdim=True).div_(x.shape[-1])
-        into.addcmul_(u, inverse)
-        return into.addcmul_(x, along.mul_(inverse.pow(3)), value=-1)
+        out = into.float().addcmul_(u, inverse)
+        return out.addcmul_(x, along.mul_(inverse.pow(3)), value=-1).to(into.dtype)
+
+    def _fuses(self, x: torch.Tensor) -> bool:
+        """Whether one kernel of torch does it all."""
+        return x.device.type == "cuda" and x.dtype == self.gain.dtype and _CUDA_HAS_RMS_NORM
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,21 @@ chosen.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from .. import kv_cache
 from ..joined import Joined
+from .attention import of_rows, takes_any_lengths
 from .decoder import Decoder
 from .layer import Layer
+from .recording import Recording, Room, recorded
+
+PRODUCT_ROWS = 256  # on a GPU
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,15 @@ class Steps:
 
     def forward(self, tokens: torch.Tensor, access: kv_cache.Step) -> torch.Tensor:
         """(B,) tokens -> (B, H) hidden states."""
+        count = len(access.positions)
         columns = torch.arange(access.columns, device=tokens.device)
         hidden = (columns > access.positions[:, None])[:, None, None]  # (B, 1, 1, columns)
         rotary = self._decoder.angles(access.positions)
-        h = self._decoder.embed(tokens)
+        h = filled(self._decoder.embed(tokens))
         for number, own in enumerate(self._layers):
             layer = own.layer
             x = layer.norm1(h)
-            qkv = own.qkv(x).unflatten(1, (-1, layer.head_size))  # (B, all heads, D)
+            qkv = own.qkv(x)[:count].unflatten(1, (-1, layer.head_size))  # (B, all heads, D)
             counts = [width // layer.head_size for width in own.qkv.widths]
             q, k, v = qkv.split(counts, 1)
             if layer.head_norms is None:
@@ -69,12 +76,56 @@ class Steps:
                 rotary.turn_(q)
                 rotary.turn_(k)
             keys, values = access.put(number, k[:, :, None], v[:, :, None])
-            attended = attention(q, keys, values, hidden, layer.scale)
-            mid = own.o(attended.flatten(1), h)
+            if takes_any_lengths(layer.head_size, q.device, q.dtype):
+                attended = of_rows((q, keys, values), access, layer.scale)
+            else:
+                keys, values = keys[:, :, : access.columns], values[:, :, : access.columns]
+                attended = attention(q, keys, values, hidden, layer.scale)
+            mid = own.o(filled(attended.flatten(1)), h)
             x = layer.norm2(mid)
             gate, up = own.gate_up(x).split(own.gate_up.widths, 1)
             h = own.down(layer.activation.forward(gate).mul_(up), mid)
-        return self._decoder.norm(h)
+        return self._decoder.norm(h)[:count]
+
+
+class RecordedStep:
+    """Over one store and with one adapter, for all rows that there is room for. Done as it is the
+    first time, and recorded the second."""
+
+    def __init__(self, steps: Steps, store: kv_cache.KeyValueStore, device: torch.device) -> None:
+        self._steps, self._device = steps, device
+        self._store = weakref.ref(store)  # which is to be freed with its last row
+        self.size = store.rows, store.columns
+        self._tokens = torch.zeros(store.rows, dtype=torch.long, device=device)
+        self._positions = torch.zeros_like(self._tokens)
+        self._room = Room()
+        self._uses = 0
+        self._recording: Recording[torch.Tensor] | None = None
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """(B,) tokens of the first rows -> (B, H)"""
+        for own, new in ((self._tokens, tokens), (self._positions, positions)):
+            own[: len(new)] = new
+            own[len(new) :] = 0
+        if self._uses == 1:
+            self._recording = recorded(self._compute, self._device, self._room)
+        hidden = self._compute() if self._recording is None else self._recording.again()
+        self._uses += 1
+        return hidden[: len(tokens)].clone()
+
+    def _compute(self) -> torch.Tensor:
+        store = self._store()
+        assert store is not None
+        access = kv_cache.Step(store, self._positions, store.columns)
+        return self._steps.forward(self._tokens, access)
+
+
+def filled(x: torch.Tensor) -> torch.Tensor:
+    """On a GPU, with zeros up to a number of rows that is always the same: there, which kernel
+    multiplies depends on that number, and a row's last bits on the kernel."""
+    if x.device.type != "cuda":
+        return x
+    return F.pad(x, (0, 0, 0, -len(x) % PRODUCT_ROWS))
 
 
 def attention(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from .. import memory
 from ..base_model import BaseModel
+from ..joined import join_
 from .decoder import Decoder
 from .layer import HeadNorms, Layer
 from .lora import Linear, Lora
@@ -28,7 +30,8 @@ _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 # Whose angles depend on nothing but the position.
 _ROTARY_KINDS = {"default", "linear", "llama3", "yarn"}
 _CHECK_LENGTHS = (9, 5)
-_TOLERANCE = 1e-4
+_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+_ATTENTIONS = {"sdpa", "flash_attention_2"}  # which compute the same
 
 _log = logging.getLogger("jupyter_tinker.engine")
 
@@ -42,11 +45,13 @@ def find(base: BaseModel) -> Decoder | None:
     log says which it is."""
     placement = base.placement
     try:
-        if (base.device.type, placement.dtype) != ("cpu", "float32"):
-            raise Unknown("it is for the CPU and float32")
-        if placement.attention != "sdpa":
+        if base.device.type not in ("cpu", "cuda"):
+            raise Unknown(f"that is not known to compute right on {base.device.type}")
+        if placement.attention not in _ATTENTIONS:
             raise Unknown(f"the attention asked for is {placement.attention}")
         decoder = recognise(base.model)
+        if base.device.type == "cuda":
+            decoder = _joined(base.model, decoder)
     except Unknown as reason:
         _log.info("%s trains by transformers and PEFT, not without padding: %s.", base.name, reason)
         return None
@@ -54,8 +59,17 @@ def find(base: BaseModel) -> Decoder | None:
     return decoder
 
 
+def _joined(model: PreTrainedModel, decoder: Decoder) -> Decoder:
+    """With the weights that read the same input laid out as one: sampling multiplies by them at
+    once, and would copy them otherwise."""
+    for layer in decoder.layers:
+        for members in ((layer.q, layer.k, layer.v), (layer.gate, layer.up)):
+            join_([cast(nn.Linear, model.get_submodule(linear.path)) for linear in members])
+    return _decoder(model)
+
+
 def recognise(model: PreTrainedModel) -> Decoder:
-    """The decoder of a frozen model without adapters, in float32. Raises `Unknown`."""
+    """The decoder of a frozen model without adapters. Raises `Unknown`."""
     try:
         decoder = _decoder(model)
         _check(model, decoder)
@@ -126,7 +140,7 @@ def _rms_norm(module: nn.Module) -> RmsNorm:
     if eps is None or list(module.children()) or getattr(module, "bias", None) is not None:
         raise Unknown(f"{type(module).__name__} is no RMSNorm")
     probe = torch.linspace(-2, 3, len(weight), device=weight.device)[None]
-    for gain in (weight, 1 + weight):
+    for gain in (weight, 1 + weight.float()):
         norm = RmsNorm(gain, float(eps))
         if torch.allclose(norm(probe), module(probe), 1e-4, 1e-5):
             return norm
@@ -187,6 +201,7 @@ def _check(model: PreTrainedModel, decoder: Decoder) -> None:
             model.get_decoder()(input_ids=part[None], use_cache=False).last_hidden_state[0]
             for part in tokens.split(lengths)
         ]
-    expected = torch.cat(parts)
-    if not (got - expected).abs().max() <= _TOLERANCE * expected.abs().max():
+    expected = torch.cat(parts).float()
+    size = torch.linalg.vector_norm(expected)
+    if not torch.linalg.vector_norm(got - expected) <= _TOLERANCES[model.dtype] * size:
         raise Unknown("its hidden states come about in another way")
