@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,16 +22,24 @@ from . import kv_cache
 from .base_model import BaseModel
 from .fast import recording
 from .fast.decoder import Decoder
-from .fast.step import RecordedStep, Steps, attention, filled
+from .fast.recorded_step import RecordedPrompts, RecordedStep, prompt_length
+from .fast.step import Steps, attention, filled
 from .joined import Joined, LowRank
 from .wrappers import plain
 
+# Where they need no more, prompts are filled up to a multiple of this.
+_PROMPT_BLOCK = 16
 _ATTENTION = {"full_attention", "sliding_attention"}
 # Of the check that a model's steps agree with its forward pass.
 _CHECK_TOKENS = 6
 
 
-Weights = Mapping[str, LowRank]  # an adapter, laid out; by the first path of what it adds to
+@dataclass(eq=False)
+class Weights:
+    """An adapter, laid out, or none; and what is recorded with it."""
+
+    parts: Mapping[str, LowRank]  # by the first path of what they add to
+    prompts: dict[int, RecordedPrompts] = field(default_factory=dict)  # by their length
 
 
 class InferenceModel:
@@ -57,10 +65,11 @@ class InferenceModel:
         self._steps = None if decoder is None else Steps(decoder, self._of.__getitem__)
         # Every logit is the layer's: its adapter comes with `using`.
         self.output_layer = replace(base.output_layer, product=self._of[unembed])
-        self._weights: Weights | None = None  # in use
+        self._no_adapter = self._weights = Weights({})  # `_weights` are those in use
         self._recordings: WeakKeyDictionary[
-            kv_cache.KeyValueStore, tuple[Weights | None, RecordedStep]
+            kv_cache.KeyValueStore, tuple[Weights, RecordedStep]
         ] = WeakKeyDictionary()
+        self._room = recording.Room()
         with torch.no_grad():
             self._check_steps()
 
@@ -79,22 +88,26 @@ class InferenceModel:
     def lay_out(self, views: Mapping[str, torch.Tensor], scale: float) -> Weights:
         """A copy of an adapter's parameters, which are `views` by PEFT's names."""
         parts = {joined.paths[0]: joined.low_rank(views, scale) for joined in self._joined}
-        return {path: part for path, part in parts.items() if part is not None}
+        return Weights({path: part for path, part in parts.items() if part is not None})
 
     @contextmanager
     def using(self, weights: Weights | None) -> Iterator[None]:
         """Inside, the base model computes with these weights and no others."""
-        self._weights = weights
+        self._weights = weights or self._no_adapter
         try:
             for joined in self._joined:
-                joined.adapter = (weights or {}).get(joined.paths[0])
+                joined.adapter = self._weights.parts.get(joined.paths[0])
             yield
         finally:
+            self._weights = self._no_adapter
             for joined in self._joined:
                 joined.adapter = None
 
     def prefill(self, tokens: torch.Tensor, into: kv_cache.Prefill | None) -> torch.Tensor:
         """(B, T) prompts, padded on the right -> (B, T, H) hidden states."""
+        steps = self._recordable_steps
+        if steps is not None and steps.serves(tokens.shape[1]):
+            return self._read(steps, tokens, into)
         with self._in_place():
             if into is None:
                 return self.base.hidden_states(tokens)
@@ -102,9 +115,9 @@ class InferenceModel:
 
     def step(self, tokens: torch.Tensor, access: kv_cache.Step) -> torch.Tensor:
         """(B,) tokens, one for each of the first B rows -> (B, H) hidden states."""
-        if self._steps is not None and self._steps.serves(access):
-            if recording.possible(self.base.device):
-                return self._recorded(self._steps, access.store).forward(tokens, access.positions)
+        if self._steps is not None and self._steps.serves(access.columns):
+            if (steps := self._recordable_steps) is not None:
+                return self._recorded(steps, access.store).forward(tokens, access.positions)
             return self._steps.forward(tokens, access)
         attention = self._config._attn_implementation
         if attention != "eager":  # which knows more than the others, such as soft caps
@@ -124,6 +137,29 @@ class InferenceModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, H) -> (B, V) in float32."""
         return self.output_layer.logits(filled(hidden))[: len(hidden)]
+
+    def prompt_length(self, length: int) -> int:
+        """What a prompt is filled up to: prompts that come to one length are read together, and
+        none's numbers depend on the others beside it."""
+        if self._recordable_steps is not None:
+            return prompt_length(length)
+        return -(-length // _PROMPT_BLOCK) * _PROMPT_BLOCK
+
+    @property
+    def _recordable_steps(self) -> Steps | None:
+        return self._steps if recording.possible(self.base.device) else None
+
+    def _read(
+        self, steps: Steps, tokens: torch.Tensor, into: kv_cache.Prefill | None
+    ) -> torch.Tensor:
+        length, prompts = tokens.shape[1], self._weights.prompts
+        if length not in prompts:
+            prompts[length] = RecordedPrompts(steps, length, self.base.device, self._room)
+        hidden, kept = prompts[length].read(tokens)
+        if into is not None:
+            for number, (keys, values) in enumerate(kept):
+                into.put(number, keys, values)
+        return hidden
 
     def _recorded(self, steps: Steps, store: kv_cache.KeyValueStore) -> RecordedStep:
         weights, step = self._recordings.get(store, (None, None))

@@ -79,6 +79,13 @@ class Prefill:
     first: int
     sources: torch.Tensor  # (rows,)
 
+    def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """The prompts' (B, heads, T, D)."""
+        last = self.first + len(self.sources)
+        room = self.store.of_layer(layer, keys, values)
+        for tensor, new in zip(room, (keys, values), strict=True):
+            tensor[self.first : last, :, : new.shape[2]] = new[self.sources]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -146,10 +153,7 @@ class _PrefillLayer(_Layer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> Pair:
         access: Prefill = self.access
-        last = access.first + len(access.sources)
-        room = access.store.of_layer(self.number, key_states, value_states)
-        for tensor, new in zip(room, (key_states, value_states), strict=True):
-            tensor[access.first : last, :, : new.shape[2]] = new[access.sources]
+        access.put(self.number, key_states, value_states)
         return key_states, value_states
 
 

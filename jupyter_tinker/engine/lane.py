@@ -16,6 +16,7 @@ import torch
 from ..wire.ops import OpError
 from . import draw, prompt_scores
 from .completion import Completion, Sequence
+from .fast.recorded_step import PROMPT_TOKENS
 from .inference import InferenceModel, Weights
 from .kv_cache import KeyValueStore, Prefill, Step, blocks
 
@@ -23,10 +24,7 @@ from .kv_cache import KeyValueStore, Prefill, Step, blocks
 # brings little more, and others would wait for it.
 _ROWS = {"cpu": 64, "cuda": 256}
 _ROWS_STEP = 8
-_PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
-# Prompts are padded to a multiple of this, and go together if that makes them of one length: then a
-# prompt's numbers do not depend on which others are read beside it.
-_PROMPT_BLOCK = 16
+_PREFILL_TOKENS = {"cpu": 512, "cuda": PROMPT_TOKENS}
 
 
 @dataclass(eq=False)
@@ -217,5 +215,4 @@ class Lane:
 
     def _blocked(self, length: int) -> int:
         """The length that a prompt is padded to."""
-        padded = -(-length // _PROMPT_BLOCK) * _PROMPT_BLOCK
-        return min(padded, self._model.base.limits.context_length)
+        return min(self._model.prompt_length(length), self._model.base.limits.context_length)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from jupyter_tinker.engine import kv_cache
 from jupyter_tinker.engine.base_model import BaseModel
-from jupyter_tinker.engine.fast import structure
 from jupyter_tinker.engine.fast.recorder import Recorder
 from jupyter_tinker.engine.inference import InferenceModel
 from jupyter_tinker.engine.placement import Placement
@@ -27,27 +28,14 @@ _SHAPE = {"hidden_size": 64, "intermediate_size": 96, "initializer_range": 0.1, 
 
 
 def made(family: str, *, recorded: bool = True) -> tuple[Run, Run]:
-    """On the GPU in bfloat16, and with the same numbers on the CPU in float32."""
+    """A run on the GPU in bfloat16, and one of the same numbers on the CPU in float32."""
     model = made_model(family, **_SHAPE).bfloat16()
-    exact = made_base(made_model(family, **_SHAPE).load_state_dict and _float32(model))
-    gpu = on_gpu(exact, model, recorded=recorded)
-    return made_run(gpu, _SPEC), made_run(exact, _SPEC)
+    exact = made_base(copy.deepcopy(model).float())
+    return made_run(on_gpu(model, recorded=recorded), _SPEC), made_run(exact, _SPEC)
 
 
-def _float32(model: torch.nn.Module) -> torch.nn.Module:
-    import copy
-
-    return copy.deepcopy(model).float()
-
-
-def on_gpu(like: BaseModel, model: torch.nn.Module, *, recorded: bool) -> BaseModel:
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-
-    with TemporaryDirectory() as folder:
-        model.config.save_pretrained(folder)
-        base = BaseModel("tiny", Path(folder), model.to("cuda"), _GPU)
-    base.decoder = structure.find(base)
+def on_gpu(model: PreTrainedModel, *, recorded: bool) -> BaseModel:
+    base = made_base(model.to("cuda"), _GPU)
     assert base.decoder is not None
     if recorded:
         base.recorder = Recorder.of(base.decoder, base.device)

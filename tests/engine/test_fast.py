@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -112,10 +113,10 @@ def made_model(family: str, seed: int = 0, **config: Any) -> transformers.PreTra
     return model.eval().requires_grad_(False)
 
 
-def made_base(model: transformers.PreTrainedModel) -> BaseModel:
+def made_base(model: transformers.PreTrainedModel, placement: Placement = _CPU) -> BaseModel:
     with TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
-        base = BaseModel("tiny", Path(folder), model, _CPU)
+        base = BaseModel("tiny", Path(folder), model, placement)
     base.decoder = structure.find(base)
     return base
 
@@ -305,6 +306,25 @@ def test_other_structures_take_the_reference(
     assert gradient.any()
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "ppo"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_it_is_as_near_to_exact_numbers_as_the_reference(
+    family: str, loss: str
+) -> None:
+    model = made_model(family, initializer_range=0.1).bfloat16()
+    exact = made_run(made_base(copy.deepcopy(model).float()), LoraSpec(rank=4, seed=0))
+    rough = made_run(made_base(model, replace(_CPU, dtype="bfloat16")), LoraSpec(rank=4, seed=0))
+    assert rough.base.decoder is not None
+    request = batch([5, 30, 12], loss, 0)
+    _, true = computed(exact, request, 1000)
+    _, own = computed(rough, request, 1000)
+    rough.base.decoder = None
+    _, reference = computed(rough, request, 1000)
+    size = torch.linalg.vector_norm(true)
+    errors = [torch.linalg.vector_norm(found - true) / size for found in (own, reference)]
+    assert errors[0] <= 1.5 * errors[1] <= 0.1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_common_structures_are_known(family: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
@@ -316,7 +336,7 @@ def test_it_follows_what_the_engine_is_asked_for(models: Callable[[str], Path]) 
     for options, fast in (
         (EngineOptions(), True),
         (EngineOptions(attention="eager"), False),
-        (EngineOptions(dtype="bfloat16"), False),
+        (EngineOptions(dtype="bfloat16"), True),
     ):
         client = Client(Engine(options), models("untied"))
         client.create()

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_tinker.engine import inference, kv_cache, losses, train
-from jupyter_tinker.engine.fast import layer, recorder, recording, step
+from jupyter_tinker.engine.fast import layer, recorded_step, recorder, recording, step
 from jupyter_tinker.engine.fast.attention import Qkv, Spans
 from jupyter_tinker.engine.fast.recorder import Recorder, Shape
 from jupyter_tinker.engine.inference import InferenceModel
@@ -59,9 +59,15 @@ class Again:
         return "pool"
 
     def replay(self) -> None:
-        new = self.work()
-        if new is not None:
-            self.result.copy_(new)
+        _copy(self.result, self.work())
+
+
+def _copy(into: Any, new: Any) -> None:
+    if isinstance(into, torch.Tensor):
+        into.copy_(new)
+    elif new is not None:
+        for one, other in zip(into, new, strict=True):
+            _copy(one, other)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +82,8 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (recorder, recording):
         monkeypatch.setattr(module, "possible", lambda device: True)
     monkeypatch.setattr(recorder, "takes_any_lengths", lambda *_: True)
-    monkeypatch.setattr(layer, "attend", ByEnds)
+    for module in (layer, step):
+        monkeypatch.setattr(module, "attend", ByEnds)
 
 
 def made(spec: LoraSpec = _SPEC) -> Run:
@@ -207,18 +214,28 @@ def test_no_more_recordings_are_kept_than_are_of_use(monkeypatch: pytest.MonkeyP
     assert not run.base.recorder._passes
 
 
-def test_recorded_steps_compute_what_unrecorded_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_that_is_recorded_computes_what_it_does_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run = made()
     model = InferenceModel(run.base)
-    weights = model.lay_out(run.adapter.views, run.lora.scale)
-    before = Again.made
+    adapters = (None, model.lay_out(run.adapter.views, run.lora.scale))
     with monkeypatch.context() as patch:
         patch.setattr(recording, "possible", lambda device: False)
-        wanted = [generated(model, w, 3) for w in (None, weights)]
-    assert Again.made == before
-    for w, expected in zip((None, weights), wanted, strict=True):
-        assert torch.equal(generated(model, w, 3), expected)
-    assert Again.made == before + 2
+        wanted = [generated(model, weights, 3) for weights in adapters]
+    before = Again.made
+    for _ in range(3):
+        for weights, expected in zip(adapters, wanted, strict=True):
+            torch.testing.assert_close(generated(model, weights, 3), expected)
+    # The steps over each of six stores, and prompts of one length with two adapters.
+    assert Again.made - before == 6 + 2
+
+
+@given(st.integers(1, 20_000))
+def test_prompts_are_filled_up_to_few_lengths(length: int) -> None:
+    filled = recorded_step.prompt_length(length)
+    assert length <= filled <= max(16, 2 * length)
+    assert filled % step.PRODUCT_ROWS == 0 or recorded_step.PROMPT_TOKENS % filled == 0
 
 
 def test_a_store_is_freed_with_its_last_row_although_steps_over_it_are_recorded() -> None:

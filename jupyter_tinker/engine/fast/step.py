@@ -1,4 +1,5 @@
-"""One more token of every sequence, through the layers of a model with Llama's structure.
+"""One more token of every sequence, or their prompts, through the layers of a model with Llama's
+structure.
 
 It computes what transformers' modules compute, in a third of the calls: of so few rows most of the
 time goes into calling. A row's numbers do not depend on the others. Knows nothing of how a token is
@@ -7,7 +8,6 @@ chosen.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,10 +16,9 @@ import torch.nn.functional as F
 
 from .. import kv_cache
 from ..joined import Joined
-from .attention import of_rows, takes_any_lengths
+from .attention import Qkv, Spans, attend, of_rows, takes_any_lengths
 from .decoder import Decoder
 from .layer import Layer
-from .recording import Recording, Room, recorded
 
 PRODUCT_ROWS = 256  # on a GPU
 
@@ -52,21 +51,53 @@ class Steps:
             for layer in decoder.layers
         ]
 
-    def serves(self, access: kv_cache.Step) -> bool:
+    def serves(self, columns: int) -> bool:
         """Whether sequences of this length can be computed here."""
-        return self._decoder.serves([access.columns])
+        return self._decoder.serves([columns])
 
     def forward(self, tokens: torch.Tensor, access: kv_cache.Step) -> torch.Tensor:
         """(B,) tokens -> (B, H) hidden states."""
-        count = len(access.positions)
         columns = torch.arange(access.columns, device=tokens.device)
         hidden = (columns > access.positions[:, None])[:, None, None]  # (B, 1, 1, columns)
-        rotary = self._decoder.angles(access.positions)
+
+        def attended(number: int, layer: Layer, qkv: Qkv) -> torch.Tensor:
+            q, k, v = qkv
+            keys, values = access.put(number, k[:, :, None], v[:, :, None])
+            if takes_any_lengths(layer.head_size, q.device, q.dtype):
+                return of_rows((q, keys, values), access, layer.scale).flatten(1)
+            keys, values = keys[:, :, : access.columns], values[:, :, : access.columns]
+            return attention(q, keys, values, hidden, layer.scale).flatten(1)
+
+        return self._through(tokens, access.positions, attended)
+
+    def read(self, tokens: torch.Tensor, spans: Spans) -> tuple[torch.Tensor, list[kv_cache.Pair]]:
+        """(B, T) prompts, which are `spans` -> (B, T, H) hidden states, and every layer's keys and
+        values, (B, key heads, T, D) each."""
+        count, length = tokens.shape
+        kept: list[kv_cache.Pair] = []
+
+        def attended(number: int, layer: Layer, qkv: Qkv) -> torch.Tensor:
+            keys, values = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv[1:])
+            kept.append((keys, values))
+            return attend(qkv, spans, layer.scale, keep=False).out
+
+        hidden = self._through(tokens.flatten(), spans.positions, attended)
+        return hidden.unflatten(0, (count, length)), kept
+
+    def _through(
+        self,
+        tokens: torch.Tensor,  # (N,)
+        positions: torch.Tensor,  # (N,)
+        attended: Callable[[int, Layer, Qkv], torch.Tensor],  # -> (N, heads * D)
+    ) -> torch.Tensor:
+        """The layers, with any attention -> (N, H)."""
+        count = len(tokens)
+        rotary = self._decoder.angles(positions)
         h = filled(self._decoder.embed(tokens))
         for number, own in enumerate(self._layers):
             layer = own.layer
             x = layer.norm1(h)
-            qkv = own.qkv(x)[:count].unflatten(1, (-1, layer.head_size))  # (B, all heads, D)
+            qkv = own.qkv(x)[:count].unflatten(1, (-1, layer.head_size))  # (N, all heads, D)
             counts = [width // layer.head_size for width in own.qkv.widths]
             q, k, v = qkv.split(counts, 1)
             if layer.head_norms is None:
@@ -75,49 +106,11 @@ class Steps:
                 q, k = layer.normed(q, k)
                 rotary.turn_(q)
                 rotary.turn_(k)
-            keys, values = access.put(number, k[:, :, None], v[:, :, None])
-            if takes_any_lengths(layer.head_size, q.device, q.dtype):
-                attended = of_rows((q, keys, values), access, layer.scale)
-            else:
-                keys, values = keys[:, :, : access.columns], values[:, :, : access.columns]
-                attended = attention(q, keys, values, hidden, layer.scale)
-            mid = own.o(filled(attended.flatten(1)), h)
+            mid = own.o(filled(attended(number, layer, (q, k, v))), h)
             x = layer.norm2(mid)
             gate, up = own.gate_up(x).split(own.gate_up.widths, 1)
             h = own.down(layer.activation.forward(gate).mul_(up), mid)
         return self._decoder.norm(h)[:count]
-
-
-class RecordedStep:
-    """Over one store and with one adapter, for all rows that there is room for. Done as it is the
-    first time, and recorded the second."""
-
-    def __init__(self, steps: Steps, store: kv_cache.KeyValueStore, device: torch.device) -> None:
-        self._steps, self._device = steps, device
-        self._store = weakref.ref(store)  # which is to be freed with its last row
-        self.size = store.rows, store.columns
-        self._tokens = torch.zeros(store.rows, dtype=torch.long, device=device)
-        self._positions = torch.zeros_like(self._tokens)
-        self._room = Room()
-        self._uses = 0
-        self._recording: Recording[torch.Tensor] | None = None
-
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """(B,) tokens of the first rows -> (B, H)"""
-        for own, new in ((self._tokens, tokens), (self._positions, positions)):
-            own[: len(new)] = new
-            own[len(new) :] = 0
-        if self._uses == 1:
-            self._recording = recorded(self._compute, self._device, self._room)
-        hidden = self._compute() if self._recording is None else self._recording.again()
-        self._uses += 1
-        return hidden[: len(tokens)].clone()
-
-    def _compute(self) -> torch.Tensor:
-        store = self._store()
-        assert store is not None
-        access = kv_cache.Step(store, self._positions, store.columns)
-        return self._steps.forward(self._tokens, access)
 
 
 def filled(x: torch.Tensor) -> torch.Tensor:
