@@ -95,6 +95,8 @@ class Engine:
         self.options = op.options
         if threads := placement.num_threads(op.options):
             torch.set_num_threads(threads)
+        # Parts of a GPU's sums would be rounded to bfloat16 before they are added up.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.sampling.cache_bytes = op.options.sampling_cache_mb << 20
         self.sampling.pack = not op.options.low_memory
         self.snapshots = SnapshotWriter(thrifty=op.options.low_memory)

@@ -50,8 +50,8 @@ class _Plan:
 
 
 def suitable_tokens(base: BaseModel) -> int:
-    """Of a microbatch, if nothing else is asked for: on a GPU it depends on its whole memory, and
-    not on what is free at the moment, for the numbers do, too."""
+    """Of a microbatch, if nothing else is asked for. On a GPU that depends on all the memory it
+    has, and not on what is free: how a batch is cut decides the last bits of its sums."""
     device = base.device
     if device.type == "cuda" and base.decoder is not None:
         bounds = _CUDA_MICROBATCHES

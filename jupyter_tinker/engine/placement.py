@@ -101,7 +101,7 @@ def _attention(asked: str, device: str, dtype: str, machine: Machine) -> tuple[s
     if asked == "auto":
         if usable:
             return "flash_attention_2", "because flash-attn is installed"
-        return "sdpa", "because flash-attn needs its package, a CUDA GPU and bfloat16"
+        return "sdpa", "because that needs no package besides torch"
     if asked not in ("sdpa", "eager", "flash_attention_2"):
         raise OpError(
             f"there is no attention {asked!r}; choose auto, sdpa, eager, flash_attention_2"

@@ -1,6 +1,6 @@
 """Prints how fast, how responsive and how large it is; docs/performance.md explains the figures.
 
-python tests/bench [--out FIGURES.json] [PART ...]
+python tests/bench [--out FIGURES.json] [--shape SHAPE] [PART ...]
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -18,16 +19,18 @@ if __package__ in (None, ""):  # run by its folder's name: let `tests` be found,
 from tests.bench.noise import Patience  # noqa: E402
 from tests.bench.parts import PARTS  # noqa: E402
 from tests.bench.report import Report, machine  # noqa: E402
+from tests.bench.shapes import SHAPES, made  # noqa: E402
 
 
 def main() -> None:
     arguments = _arguments()
-    model = _model()
     report = Report(patience=Patience(arguments.wait))
     began = time.monotonic()
-    for name in arguments.parts or PARTS:
-        print(f"{name} ...", flush=True)
-        PARTS[name](model, report)
+    model = _model()
+    with nullcontext(model) if arguments.shape is None else made(arguments.shape, model) as folder:
+        for name in arguments.parts or PARTS:
+            print(f"{name} ...", flush=True)
+            PARTS[name](folder, report)
     about = machine()
     print("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))
     print(f"\n{report.table()}\n\n{time.monotonic() - began:.0f} seconds in all")
@@ -39,6 +42,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python tests/bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="random weights of this shape, in the place of SmolLM2-135M"
+    )
     parser.add_argument(
         "--wait",
         type=float,

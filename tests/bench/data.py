@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
+from tests.bench import device
+
 _MIXED_LENGTHS = [32, 64, 96, 128, 160, 192, 224, 256]
 
 
@@ -26,10 +28,11 @@ class Sequence:
 
 
 def batches(model: Path) -> dict[str, list[Sequence]]:
-    """`4x128` and `8x32..256`, tokenised for a model."""
+    """`4x128` and `8x32..256`, tokenised for a model; and `16x1024` for a GPU."""
     ids = tokens(model)
     lengths = random.Random(0).sample(_MIXED_LENGTHS, len(_MIXED_LENGTHS))
     return {
+        **({"16x1024": batch(model, 16, 1024)} if device.CUDA else {}),
         "4x128": [_sequence(ids, 200 * i, 128) for i in range(4)],
         "8x32..256": [_sequence(ids, 1000 + 300 * i, n) for i, n in enumerate(lengths)],
     }

@@ -8,16 +8,18 @@ Reads "TOKENS COUNT" lines and answers each with a JSON line, as `tests.bench.pl
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.bench import device
+
 
 def main() -> None:
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=device.DTYPE)
+    model = model.to(device.DEVICE).eval()
     print(json.dumps({"threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
         length, count = map(int, line.split())
@@ -26,10 +28,10 @@ def main() -> None:
             tokens = torch.randint(model.config.vocab_size, (1, length))
             started = time.perf_counter()
             with torch.inference_mode():
-                model(tokens, logits_to_keep=1)
+                model(tokens.to(device.DEVICE), logits_to_keep=1)
+            device.wait()
             seconds.append(time.perf_counter() - started)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_mib": device.peak_mib()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ and answers each with a JSON line: seconds and losses of the steps, and the peak
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from tests.bench import device
 from tests.bench.data import Sequence, batches
 
 _LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -31,7 +31,7 @@ class PlainLoop:
     """Rank `rank` and alpha 32 on every linear layer; `unembed` adds the output layer."""
 
     def __init__(self, model: Path, rank: int, *, unembed: bool) -> None:
-        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=device.DTYPE).to(device.DEVICE)
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=rank,
@@ -48,7 +48,7 @@ class PlainLoop:
     def step(self, batch: list[Sequence]) -> float:
         tokens, targets, weights, mask = _padded(batch)
         logits = self.model(input_ids=tokens, attention_mask=mask).logits  # (B, T, V)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         loss = (losses * weights.flatten()).sum()
         loss.backward()
         self.optimizer.step()
@@ -67,6 +67,7 @@ def _padded(batch: list[Sequence]) -> Padded:
         targets[row, :length] = torch.tensor(sequence.targets)
         weights[row, :length] = torch.from_numpy(sequence.weights)
         mask[row, :length] = 1
+    tokens, targets, weights, mask = (x.to(device.DEVICE) for x in (tokens, targets, weights, mask))
     return tokens, targets, weights, mask
 
 
@@ -75,9 +76,9 @@ def _timed(loop: PlainLoop, batch: list[Sequence], steps: int) -> dict[str, obje
     for _ in range(steps):
         started = time.perf_counter()
         losses.append(loop.step(batch))
+        device.wait()
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "losses": losses, "peak_mib": peak}
+    return {"seconds": seconds, "losses": losses, "peak_mib": device.peak_mib()}
 
 
 def main() -> None:

@@ -66,12 +66,14 @@ class Report:
 def machine() -> dict[str, Any]:
     """The hardware and the versions that the figures depend on."""
     import psutil
+    import torch
 
     packages = ("jupyter_tinker", "torch", "transformers", "peft", "tinker", "jupyter_server")
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "cpu": _cpu_model(),
         "cores": psutil.cpu_count(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
