@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,13 +71,10 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _float32() -> Iterator[None]:
-    """What is held against exact numbers is computed in float32 on every machine: a GPU, too, is
-    one without bfloat16."""
-    detect = placement.Machine.detect
+def _on_the_cpu() -> Iterator[None]:
+    """What is held against exact numbers is computed there, also where there is a GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        exact = classmethod(lambda cls: replace(detect(), cuda_bfloat16=False))
-        patch.setattr(placement.Machine, "detect", exact)
+        patch.setattr(placement.Machine, "detect", placement.Machine)
         yield
 
 
