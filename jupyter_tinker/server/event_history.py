@@ -19,7 +19,7 @@ _NEWEST = select(*(select(func.max(t.c.id)).scalar_subquery() for t in (_STEPS, 
 
 def newest(db: Session) -> int:
     """The largest id of all events and steps; 0 where there are none."""
-    return max(found or 0 for found in db.execute(_NEWEST).one())
+    return max(found or 0 for found in db.connection().execute(_NEWEST).one())
 
 
 def page(db: Session, after: int, upto: int, runs: Set[str] | None, limit: int) -> list[Encoded]:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from ..wire.events import Event, Kind, encode
 from . import event_history
-from .database import Database, after_commit
+from .database import Database, after_commit, insert_row
 from .event_ring import Encoded, Ring
 from .progress import Tasks
 from .schema import EventRow, StepRow
@@ -103,16 +103,14 @@ class Events:
             data["step"] = step
         number = event_history.newest(db) + 1
         event = Event(number, run_id, time.time(), kind, actor, step, data)
-        db.add(EventRow(**event.to_json()))
-        db.flush()
+        insert_row(db, EventRow(**event.to_json()))
         self._tell_later(db, event)
         return event
 
     def record_step(self, db: Session, row: StepRow) -> Event:
         """Add a step, whose `id` is set here, to the transaction of `db`; else as `record`."""
         row.id = event_history.newest(db) + 1
-        db.add(row)
-        db.flush()
+        insert_row(db, row)
         event = event_history.of_step(row)
         self._tell_later(db, event)
         return event

@@ -9,18 +9,35 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from . import payloads
 from .backlog import Work
-from .database import Database
+from .database import Database, insert_row
 from .schema import OperationRow, PayloadRow, RequestRow, RunRow
 
 JSON_TYPE = "application/json"
 PROTOBUF_TYPE = "application/x-protobuf"
 _AT_ONCE = 500  # ids in one statement; databases bound their number
 _KEPT_BATCHES = 16  # results of forward_backward that are kept of each run, whoever fetched them
+
+
+# What every request needs, made once: to put a statement together takes longer than to execute it.
+_OF_NUMBER = select(RequestRow.id).where(
+    RequestRow.run_id == bindparam("run"), RequestRow.seq_id == bindparam("number")
+)
+_DONE = (
+    update(RequestRow)
+    .where(RequestRow.id == bindparam("request"))
+    .values({name: bindparam(name) for name in ("done_at", "result", "content_type", "failed")})
+)
+_USED = update(RunRow).where(RunRow.id == bindparam("run"))
+_USED = _USED.values(last_request_at=bindparam("now"))
+_LET_GO = delete(PayloadRow).where(PayloadRow.request_id == bindparam("request"))
+_NOT_DONE = delete(OperationRow).where(
+    OperationRow.run_id == bindparam("run"), OperationRow.position == bindparam("place")
+)
 
 
 @dataclass(frozen=True)
@@ -123,23 +140,23 @@ class Journal:
         The payload is let go of, unless the change was made of it.
         """
         now = time.time()
-        of_request = update(RequestRow).where(RequestRow.id == request_id)
-        of_request = of_request.values(
-            done_at=now,
-            result=result.body,
-            content_type=result.content_type,
-            failed=result.failed,
-        )
-        of_run = update(RunRow).where(RunRow.id == run_id).values(last_request_at=now)
-        of_payload = delete(PayloadRow).where(PayloadRow.request_id == request_id)
+        end = {
+            "request": request_id,
+            "done_at": now,
+            "result": result.body,
+            "content_type": result.content_type,
+            "failed": result.failed,
+        }
 
         def work(db: Session) -> None:
-            db.connection().execute(of_request)
-            db.connection().execute(of_run)
+            execute = db.connection().execute
+            execute(_DONE, end)
+            execute(_USED, {"run": run_id, "now": now})
             if operation is None or operation.request_id is None:
-                db.connection().execute(of_payload)
+                execute(_LET_GO, {"request": request_id})
             if operation is not None:
-                db.merge(operation)
+                execute(_NOT_DONE, {"run": operation.run_id, "place": operation.position})
+                insert_row(db, operation)
             for record in records:
                 record(db)
 
@@ -252,13 +269,10 @@ def _is_among_the_last_of_its_run() -> ColumnElement[bool]:
 
 
 def _add_once(db: Session, request: RequestRow, payload: bytes) -> str:
-    known = db.scalars(
-        select(RequestRow.id).where(
-            RequestRow.run_id == request.run_id, RequestRow.seq_id == request.seq_id
-        )
-    ).first()
+    number = {"run": request.run_id, "number": request.seq_id}
+    known: str | None = db.connection().execute(_OF_NUMBER, number).scalar()
     if known is not None:
         return known
-    db.add(request)
+    insert_row(db, request)
     payloads.add(db, request.id, request.run_id, payload)
     return request.id

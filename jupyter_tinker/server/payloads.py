@@ -8,6 +8,7 @@ from __future__ import annotations
 from sqlalchemy import func, insert
 from sqlalchemy.orm import Session
 
+from .database import insert_row
 from .schema import PayloadRow
 
 _PIECE = 1 << 20
@@ -17,7 +18,7 @@ def add(db: Session, request_id: str, run_id: str, body: bytes) -> None:
     """Into SQLite in pieces: a parameter is copied as a whole, and Python does nothing else for as
     long, which is 40 ms for 64 MB."""
     if len(body) <= _PIECE or db.get_bind().dialect.name != "sqlite":
-        db.add(PayloadRow(request_id=request_id, run_id=run_id, body=body))
+        insert_row(db, PayloadRow(request_id=request_id, run_id=run_id, body=body))
         return
     connection = db.connection()
     room = insert(PayloadRow).values(

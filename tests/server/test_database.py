@@ -13,6 +13,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
 
 from jupyter_tinker.server import database as database_module
 from jupyter_tinker.server.checkpoints import (
@@ -22,10 +23,10 @@ from jupyter_tinker.server.checkpoints import (
     check_name,
     parse_path,
 )
-from jupyter_tinker.server.database import Database, default_url
+from jupyter_tinker.server.database import Database, default_url, insert_row
 from jupyter_tinker.server.keys import InvalidKey, Keys
 from jupyter_tinker.server.run_store import RunStore
-from jupyter_tinker.server.schema import HEAD, Base, RunRow, SessionRow
+from jupyter_tinker.server.schema import HEAD, Base, RequestRow, RunRow, SessionRow
 from jupyter_tinker.server.signing import Signer
 from jupyter_tinker.wire.ops import OpError
 
@@ -39,6 +40,25 @@ def test_migrations_end_where_the_schema_says(database: Database) -> None:
         context = MigrationContext.configure(connection)
         assert context.get_current_revision() == HEAD
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_a_row_is_inserted_with_its_defaults_and_again_after_a_rollback(
+    database: Database,
+) -> None:
+    row = RequestRow(
+        id="r", run_id="a", seq_id=1, kind="optim_step", server="life", accepted_at=1.0
+    )
+
+    def fails(db: Session) -> None:
+        insert_row(db, row)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        database.run(fails)
+    assert database.run(lambda db: db.get(RequestRow, "r")) is None
+    database.run(lambda db: insert_row(db, row))
+    stored = database.run(lambda db: db.get_one(RequestRow, "r"))
+    assert (stored.seq_id, stored.failed, stored.deaths, stored.result) == (1, False, 0, None)
 
 
 def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
