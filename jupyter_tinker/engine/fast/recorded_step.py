@@ -11,7 +11,7 @@ from .attention import Spans
 from .recording import Recording, Room, recorded
 from .step import PRODUCT_ROWS, Steps
 
-PROMPT_TOKENS = 1024  # are always read at once, be they of one prompt or of many, or of none
+PROMPT_TOKENS = 1024  # are always read at once, however few or many prompts they are of
 _SHORTEST = 16  # tokens
 
 
