@@ -52,12 +52,15 @@ class InferenceModel:
         self._config = base.model.config.get_text_config()
         _check_attention(base)
         decoder = base.decoder if pack else None
+        # As training multiplies by them.
+        adapters = torch.float32 if base.decoder is None else None
         unembed = next(p.path for p in base.projections if p.part == "unembed")
         self._joined = [
             Joined(
                 {path: plain(base.model.get_submodule(path)) for path in paths},
                 pack=pack,
                 wide=paths == [unembed],
+                adapters=adapters,
             )
             for paths in _groups(base, decoder)
         ]

@@ -26,14 +26,21 @@ class Joined:
     """Layers side by side: (..., in) -> (..., sum of their out)."""
 
     def __init__(
-        self, layers: Mapping[str, nn.Linear], *, pack: bool = True, wide: bool = False
+        self,
+        layers: Mapping[str, nn.Linear],
+        *,
+        pack: bool = True,
+        wide: bool = False,
+        adapters: torch.dtype | None = None,
     ) -> None:
         """`layers` by their paths; `pack`: whether the weights are kept once more, in a faster
-        layout; `wide`: whether what comes out is float32, whatever the weights are."""
+        layout; `wide`: whether what comes out is float32, whatever the weights are; `adapters`: in
+        which type these are multiplied, that of what comes out if not said."""
         self.paths = tuple(layers)
         weights = [layer.weight.detach() for layer in layers.values()]
         self.widths = [len(weight) for weight in weights]
-        self.dtype = torch.float32 if wide else weights[0].dtype  # of what comes out, and adapters
+        self.dtype = torch.float32 if wide else weights[0].dtype  # of what comes out
+        self.adapters = adapters or self.dtype
         weight = _side_by_side(weights)
         self.linear = packed.Linear(weight, _bias(list(layers.values())), pack=pack, wide=wide)
         self.adapter: LowRank | None = None
@@ -45,8 +52,9 @@ class Joined:
         out = self.linear(x, plus)
         if self.adapter is None:
             return out
-        low = self.adapter.down(x.reshape(-1, x.shape[-1]).to(self.dtype))
-        return self.adapter.up(low, out.reshape(-1, out.shape[-1])).view(out.shape)
+        low = self.adapter.down(x.reshape(-1, x.shape[-1]).to(self.adapters))
+        flat = out.reshape(-1, out.shape[-1]).to(self.adapters)
+        return self.adapter.up(low, flat).view(out.shape).to(self.dtype)
 
     def part(self, path: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """One of the layers, for a model that calls them one after the other with one tensor."""
@@ -75,7 +83,7 @@ class Joined:
         adapted = [path for path in self.paths if f"{path}.lora_A.weight" in views]
         if not adapted:
             return None
-        a = torch.cat([views[f"{path}.lora_A.weight"] for path in adapted]).to(self.dtype)
+        a = torch.cat([views[f"{path}.lora_A.weight"] for path in adapted]).to(self.adapters)
         rank = len(a) // len(adapted)
         # Every layer takes its own columns of what all A's give.
         b = a.new_zeros(sum(self.widths), len(a))

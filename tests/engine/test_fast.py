@@ -332,6 +332,17 @@ def test_the_common_structures_are_known(family: str, caplog: pytest.LogCaptureF
     assert "tiny has Llama's structure" in caplog.text
 
 
+def test_without_flash_attention_a_gpu_takes_the_reference(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    base = made_base(made_model("Llama", head_dim=12))
+    assert base.decoder is not None
+    monkeypatch.setattr(base, "device", torch.device("cuda"))
+    assert structure.find(base) is None
+    assert "there is no flash attention here for heads of 12 in torch.float32" in caplog.text
+
+
 def test_it_follows_what_the_engine_is_asked_for(models: Callable[[str], Path]) -> None:
     for options, fast in (
         (EngineOptions(), True),

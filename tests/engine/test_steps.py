@@ -167,6 +167,24 @@ def test_parts_compute_what_they_read_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(calls) == 4
 
 
+@pytest.mark.parametrize("adapters", [torch.float32, None])
+def test_adapters_are_multiplied_in_the_type_that_training_has_them(
+    adapters: torch.dtype | None,
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 32, bias=False).bfloat16()
+    joined = Joined({"a": layer}, adapters=adapters)
+    views = {"a.lora_A.weight": torch.randn(4, 64), "a.lora_B.weight": torch.randn(32, 4)}
+    joined.adapter = joined.low_rank(views, 1.0)
+    x = torch.randn(200, 64).bfloat16()
+    got = joined(x)
+    assert got.dtype == torch.bfloat16
+    low = x.float() @ views["a.lora_A.weight"].T
+    exact = (layer(x).float() + low @ views["a.lora_B.weight"].T).bfloat16()
+    assert torch.equal(got, exact) == (adapters is torch.float32)
+    torch.testing.assert_close(got.float(), exact.float(), rtol=0.03, atol=0.5)
+
+
 def test_the_engine_steps_by_joined_products_where_it_knows_the_structure(
     models: Callable[[str], Path],
 ) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from .. import memory
 from ..base_model import BaseModel
 from ..joined import join_
+from .attention import takes_any_lengths
 from .decoder import Decoder
 from .layer import HeadNorms, Layer
 from .lora import Linear, Lora
@@ -51,12 +52,20 @@ def find(base: BaseModel) -> Decoder | None:
             raise Unknown(f"the attention asked for is {placement.attention}")
         decoder = recognise(base.model)
         if base.device.type == "cuda":
+            _check_flash(base, decoder)
             decoder = _joined(base.model, decoder)
     except Unknown as reason:
         _log.info("%s trains by transformers and PEFT, not without padding: %s.", base.name, reason)
         return None
     _log.info("%s has Llama's structure and trains without padding.", base.name)
     return decoder
+
+
+def _check_flash(base: BaseModel, decoder: Decoder) -> None:
+    """On a GPU other kernels hold whole sequences' scores in memory, or are not known here."""
+    size, dtype = decoder.layers[0].head_size, base.placement.torch_dtype
+    if not takes_any_lengths(size, base.device, dtype):
+        raise Unknown(f"there is no flash attention here for heads of {size} in {dtype}")
 
 
 def _joined(model: PreTrainedModel, decoder: Decoder) -> Decoder:
