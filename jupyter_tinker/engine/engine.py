@@ -196,7 +196,10 @@ class Engine:
     def unload_run(self, op: ops.UnloadRun) -> tuple[None, Buffers]:
         run = self.runs.pop(op.run, None)
         if run is not None:
-            run.base.wrappers.remove(run.adapter)
+            base = run.base
+            base.wrappers.remove(run.adapter)
+            if base.recorder is not None and all(r.base is not base for r in self.runs.values()):
+                base.recorder.forget()
             del run
             memory.give_back()
         return None, []

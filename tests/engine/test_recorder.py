@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_tinker.engine import inference, kv_cache, losses, train
+from jupyter_tinker.engine.engine import Engine
 from jupyter_tinker.engine.fast import layer, recorded_step, recorder, recording, step
 from jupyter_tinker.engine.fast.attention import Qkv, Spans
 from jupyter_tinker.engine.fast.recorder import Recorder, Shape
@@ -22,6 +24,7 @@ from jupyter_tinker.engine.inference import InferenceModel
 from jupyter_tinker.engine.run import Run
 from jupyter_tinker.wire.ops import LoraSpec
 
+from .reference import Client, samples
 from .test_fast import batch, computed, made_base, made_model, made_run
 from .test_steps import generated
 
@@ -212,6 +215,21 @@ def test_no_more_recordings_are_kept_than_are_of_use(monkeypatch: pytest.MonkeyP
     assert len(run.base.recorder._passes) == 2
     run.base.recorder.forget()
     assert not run.base.recorder._passes
+
+
+def test_nothing_is_kept_for_runs_once_the_last_of_a_base_model_is_gone(
+    models: Callable[[str], Path],
+) -> None:
+    engine = Engine()
+    clients = [Client(engine, models("untied"), name) for name in ("one", "other")]
+    for client in clients:
+        client.create()
+        client.backward(samples(0))
+    recorder = engine.runs["one"].base.recorder
+    assert recorder is not None
+    for client, kept in zip(clients, (True, False), strict=True):
+        client.unload()
+        assert bool(recorder._passes) == kept
 
 
 def test_sampling_that_is_recorded_computes_what_it_does_otherwise(
