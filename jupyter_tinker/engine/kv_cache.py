@@ -105,9 +105,9 @@ class Step:
         return room[0][:count], room[1][:count]
 
     @cached_property
-    def spans(self) -> Spans:
+    def spans(self) -> RowSpans:
         """For a kernel that reads every row as far as it goes."""
-        return Spans(
+        return RowSpans(
             new=self._each(1),
             rows=self._each(self.store.columns),
             seen=(self.positions + 1).to(torch.int32),
@@ -120,7 +120,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Spans:
+class RowSpans:
     """Where the new tokens (B + 1,) and their rows (B + 1,) begin and end, and how much of each row
     is seen (B,); int32."""
 

@@ -84,7 +84,6 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "record", record)
     for module in (recorder, recording):
         monkeypatch.setattr(module, "possible", lambda device: True)
-    monkeypatch.setattr(recorder, "takes_any_lengths", lambda *_: True)
     for module in (layer, step):
         monkeypatch.setattr(module, "attend", ByEnds)
 

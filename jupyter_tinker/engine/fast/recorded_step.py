@@ -8,7 +8,7 @@ import torch
 
 from .. import kv_cache
 from .attention import Spans
-from .recording import Recording, Room, recorded
+from .recording import Repeated, Room
 from .step import PRODUCT_ROWS, Steps
 
 PROMPT_TOKENS = 1024  # are always read at once, however few or many prompts they are of
@@ -20,25 +20,19 @@ class RecordedStep:
     first time, and recorded the second."""
 
     def __init__(self, steps: Steps, store: kv_cache.KeyValueStore, device: torch.device) -> None:
-        self._steps, self._device = steps, device
+        self._steps = steps
         self._store = weakref.ref(store)  # which is to be freed with its last row
         self.size = store.rows, store.columns
         self._tokens = torch.zeros(store.rows, dtype=torch.long, device=device)
         self._positions = torch.zeros_like(self._tokens)
-        self._room = Room()
-        self._uses = 0
-        self._recording: Recording[torch.Tensor] | None = None
+        self._repeated: Repeated[torch.Tensor] = Repeated(device, Room())
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """(B,) tokens of the first rows -> (B, H)"""
         for own, new in ((self._tokens, tokens), (self._positions, positions)):
             own[: len(new)] = new
             own[len(new) :] = 0
-        if self._uses == 1:
-            self._recording = recorded(self._compute, self._device, self._room)
-        hidden = self._compute() if self._recording is None else self._recording.again()
-        self._uses += 1
-        return hidden[: len(tokens)].clone()
+        return self._repeated(self._compute)[: len(tokens)].clone()
 
     def _compute(self) -> torch.Tensor:
         store = self._store()
@@ -51,22 +45,18 @@ class RecordedPrompts:
     """Prompts of one length, read with one adapter."""
 
     def __init__(self, steps: Steps, length: int, device: torch.device, room: Room) -> None:
-        self._steps, self._device, self._room = steps, device, room
+        self._steps = steps
         count = max(1, PROMPT_TOKENS // length)
         self._tokens = torch.zeros(count, length, dtype=torch.long, device=device)
         self._spans = Spans.of([length] * count, device)
-        self._uses = 0
-        self._recording: Recording[tuple[torch.Tensor, list[kv_cache.Pair]]] | None = None
+        self._repeated: Repeated[tuple[torch.Tensor, list[kv_cache.Pair]]] = Repeated(device, room)
 
     def read(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[kv_cache.Pair]]:
         """What `Steps.read` gives, good until the next prompts are read."""
         count = len(tokens)
         self._tokens[:count] = tokens
         self._tokens[count:] = 0
-        if self._uses == 1:
-            self._recording = recorded(self._compute, self._device, self._room)
-        hidden, kept = self._compute() if self._recording is None else self._recording.again()
-        self._uses += 1
+        hidden, kept = self._repeated(self._compute)
         return hidden[:count], [(keys[:count], values[:count]) for keys, values in kept]
 
     def _compute(self) -> tuple[torch.Tensor, list[kv_cache.Pair]]:

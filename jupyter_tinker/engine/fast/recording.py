@@ -56,6 +56,22 @@ class Recording(Generic[_T]):
         return self.result
 
 
+class Repeated(Generic[_T]):
+    """Work that is done as it is the first time, recorded the second, and replayed from then on."""
+
+    def __init__(self, device: torch.device, room: Room) -> None:
+        self._device, self._room = device, room
+        self._uses = 0
+        self._recording: Recording[_T] | None = None
+
+    def __call__(self, work: Callable[[], _T]) -> _T:
+        """`work` is the same each time. It is not held, for it may hold this."""
+        if self._uses == 1:
+            self._recording = recorded(work, self._device, self._room)
+        self._uses += 1
+        return work() if self._recording is None else self._recording.again()
+
+
 def possible(device: torch.device) -> bool:
     return device.type == "cuda"
 

@@ -40,6 +40,9 @@ class Steps:
     def __init__(self, decoder: Decoder, joined: Callable[[str], Joined]) -> None:
         """`joined` gives the joined layers that the layer at a path is among."""
         self._decoder = decoder
+        first = decoder.layers[0]
+        weight = first.q.weight
+        self._flash = takes_any_lengths(first.head_size, weight.device, weight.dtype)
         self._layers = [
             _Products(
                 layer,
@@ -57,13 +60,12 @@ class Steps:
 
     def forward(self, tokens: torch.Tensor, access: kv_cache.Step) -> torch.Tensor:
         """(B,) tokens -> (B, H) hidden states."""
-        columns = torch.arange(access.columns, device=tokens.device)
-        hidden = (columns > access.positions[:, None])[:, None, None]  # (B, 1, 1, columns)
+        hidden = None if self._flash else _hidden(access)
 
         def attended(number: int, layer: Layer, qkv: Qkv) -> torch.Tensor:
             q, k, v = qkv
             keys, values = access.put(number, k[:, :, None], v[:, :, None])
-            if takes_any_lengths(layer.head_size, q.device, q.dtype):
+            if hidden is None:
                 return of_rows((q, keys, values), access, layer.scale).flatten(1)
             keys, values = keys[:, :, : access.columns], values[:, :, : access.columns]
             return attention(q, keys, values, hidden, layer.scale).flatten(1)
@@ -111,6 +113,12 @@ class Steps:
             gate, up = own.gate_up(x).split(own.gate_up.widths, 1)
             h = own.down(layer.activation.forward(gate).mul_(up), mid)
         return self._decoder.norm(h)[:count]
+
+
+def _hidden(access: kv_cache.Step) -> torch.Tensor:
+    """(B, 1, 1, columns), True where a row is not to look."""
+    columns = torch.arange(access.columns, device=access.positions.device)
+    return (columns > access.positions[:, None])[:, None, None]
 
 
 def filled(x: torch.Tensor) -> torch.Tensor:
