@@ -49,12 +49,14 @@ class Joined:
 
     def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
         """With `plus`, of the output's shape, added."""
-        out = self.linear(x, plus)
         if self.adapter is None:
-            return out
-        low = self.adapter.down(x.reshape(-1, x.shape[-1]).to(self.adapters))
-        flat = out.reshape(-1, out.shape[-1]).to(self.adapters)
-        return self.adapter.up(low, flat).view(out.shape).to(self.dtype)
+            return self.linear(x, plus)
+        added = self.adapter.up(self.adapter.down(x.to(self.adapters)))
+        if self.adapters == self.dtype:
+            out = self.linear(x, added)
+        else:
+            out = self.linear(x).to(self.adapters).add_(added).to(self.dtype)
+        return out if plus is None else out.add_(plus)
 
     def part(self, path: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """One of the layers, for a model that calls them one after the other with one tensor."""

@@ -8,7 +8,6 @@ which reads every weight for every token. Knows nothing of models or adapters.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from . import products
 
@@ -34,12 +33,9 @@ class Linear:
     def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
         """(..., in) -> (..., out); with `plus`, of that shape, added."""
         if self.plain is not None:
-            if self._widened:
-                flat = products.wide(x.reshape(-1, x.shape[-1]), self.plain, self.bias)
-                y = flat.view(*x.shape[:-1], -1)
-            else:
-                y = F.linear(x, self.plain, self.bias)
-            return y if plus is None else y.add_(plus)
+            rows = x.reshape(-1, x.shape[-1])
+            y = self._multiply_plain(rows, None if plus is None else plus.view(len(rows), -1))
+            return y.view(*x.shape[:-1], -1)
         if x.numel() == x.shape[-1]:
             # A row alone goes another way through oneDNN, on which its last bits may come out
             # otherwise than among others.
@@ -48,15 +44,23 @@ class Linear:
         return self._multiply(x, plus)
 
     def _multiply(self, x: torch.Tensor, plus: torch.Tensor | None) -> torch.Tensor:
-        if plus is None:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return torch.ops.mkldnn._linear_pointwise.binary(x, plus, self.packed, self.bias, "add")
+        assert self.packed is not None
+        if not self._widened:
+            return products.onednn(x, self.packed, self.bias, plus)
+        y = products.onednn_wide(x, self.packed, self.bias)
+        return y if plus is None else y.add_(plus)
+
+    def _multiply_plain(self, x: torch.Tensor, plus: torch.Tensor | None) -> torch.Tensor:
+        assert self.plain is not None
+        if not self._widened:
+            return products.linear(x, self.plain, self.bias, plus)
+        y = products.wide(x, self.plain, self.bias)
+        return y if plus is None else y.add_(plus)
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor | None:
     """The weight in oneDNN's layout; None where that is not to be had, or brings nothing."""
-    usable = weight.device.type == "cpu" and weight.dtype == torch.float32
-    if not usable or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or not products.onednn_multiplies(weight.dtype):
         return None
     try:
         # What torch.compile itself uses for frozen weights on the CPU.

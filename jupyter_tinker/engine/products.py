@@ -1,8 +1,9 @@
 """Matrix products, by the fastest library that the device has for them.
 
-On the CPU in float32 that is oneDNN, which uses the widest vectors of every maker's processors; MKL
-does so on Intel's alone. A GPU sums products of bfloat16 in float32, and can leave it at that.
-Knows nothing of models. None of the products has a gradient.
+On the CPU that is oneDNN, which uses the widest vectors of every maker's processors; MKL does so on
+Intel's alone. Whatever the type, sums are taken in float32 and rounded once: a small part that is
+added to a rounded number of bfloat16 would be lost, each time. Knows nothing of models. None of the
+products has a gradient.
 """
 
 from __future__ import annotations
@@ -20,14 +21,27 @@ def linear(
     plus: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`x W^T + bias + plus`: (N, in) and (out, in) -> (N, out)."""
-    if not _has_onednn(x):
-        if plus is not None and bias is None:
-            return torch.addmm(plus, x, weight.t())
-        y = F.linear(x, weight, bias)
-        return y if plus is None else y.add_(plus)
+    if _has_onednn(x):
+        return onednn(x, weight, bias, plus)
+    if plus is None:
+        return F.linear(x, weight, bias)
+    if bias is None:
+        return torch.addmm(plus, x, weight.t())
+    return wide(x, weight, bias).add_(plus).to(x.dtype)
+
+
+def onednn(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    plus: torch.Tensor | None = None,
+    sign: str = "add",
+) -> torch.Tensor:
+    """`x W^T + bias + plus`, or `- plus` with the sign "sub", by oneDNN, in whose own layout the
+    weight may be."""
     if plus is None:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, sign)
 
 
 def matmul(x: torch.Tensor, weight: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
@@ -48,15 +62,25 @@ def add_cross_(
 
 def wide(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`x W^T + bias` in float32: (N, in) and (out, in) -> (N, out)."""
-    if not _widens(x):
-        return linear(x, weight, bias).float()
-    y = torch.mm(x, weight.t(), out_dtype=torch.float32)
-    return y if bias is None else y.add_(bias)
+    if _widens(x):
+        y = torch.mm(x, weight.t(), out_dtype=torch.float32)
+        return y if bias is None else y.add_(bias)
+    if x.dtype != torch.float32 and _has_onednn(x):
+        return onednn_wide(x, weight, bias)
+    return linear(x, weight, bias).float()
+
+
+def onednn_wide(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`wide` by oneDNN, which gives products of bfloat16 in bfloat16 only: once more for what their
+    rounding took away."""
+    rounded = onednn(x, weight, bias)
+    return rounded.float().add_(onednn(x, weight, bias, rounded, "sub"))
 
 
 def _has_onednn(x: torch.Tensor) -> bool:
-    usable = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-    return usable and _onednn_multiplies()
+    return x.device.type == "cpu" and x.numel() > 0 and onednn_multiplies(x.dtype)
 
 
 def _widens(x: torch.Tensor) -> bool:
@@ -76,12 +100,13 @@ def _cuda_widens() -> bool:
 
 
 @cache
-def _onednn_multiplies() -> bool:
-    """Whether this build of torch has the products that are used here."""
-    x, weight = torch.ones(2, 3), torch.ones(3, 2)
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether this build of torch, on this processor, has the products that are used here."""
+    x, weight = torch.ones(2, 3, dtype=dtype), torch.ones(3, 2, dtype=dtype)
     try:
-        y = torch.ops.mkldnn._linear_pointwise(x, weight.t(), None, "none", [], "")
-        y = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight.t(), None, "add")
+        y = onednn(x, weight.t())
+        twice = onednn(x, weight.t(), plus=y)
+        none = onednn(x, weight.t(), None, y, "sub")
     except (AttributeError, RuntimeError):
         return False
-    return bool((y == 6).all())
+    return bool((twice == 6).all() and (none == 0).all())

@@ -33,7 +33,7 @@ from jupyter_tinker.wire.tensors import Batch, Datum
 from .reference import VOCAB, Client, samples
 
 FAMILIES = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma"]
-_CPU = Placement("cpu", "float32", "sdpa", "for a test")
+CPU = Placement("cpu", "float32", "sdpa", "for a test")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def made_model(family: str, seed: int = 0, **config: Any) -> transformers.PreTra
     return model.eval().requires_grad_(False)
 
 
-def made_base(model: transformers.PreTrainedModel, placement: Placement = _CPU) -> BaseModel:
+def made_base(model: transformers.PreTrainedModel, placement: Placement = CPU) -> BaseModel:
     with TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
         base = BaseModel("tiny", Path(folder), model, placement)
@@ -183,7 +183,7 @@ def test_microbatches_hold_every_sequence_once_within_their_bound(
 
 @pytest.mark.parametrize("onednn", [True, False])
 def test_products_are_what_they_say(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_onednn_multiplies", lambda: onednn)
+    monkeypatch.setattr(products, "onednn_multiplies", lambda dtype: onednn)
     torch.manual_seed(0)
     x, y, weight, bias = (torch.randn(s) for s in ((7, 5), (7, 3), (3, 5), (3,)))
     plus = torch.randn(7, 3)
@@ -313,7 +313,7 @@ def test_in_bfloat16_it_is_as_near_to_exact_numbers_as_the_reference(
 ) -> None:
     model = made_model(family, initializer_range=0.1).bfloat16()
     exact = made_run(made_base(copy.deepcopy(model).float()), LoraSpec(rank=4, seed=0))
-    rough = made_run(made_base(model, replace(_CPU, dtype="bfloat16")), LoraSpec(rank=4, seed=0))
+    rough = made_run(made_base(model, replace(CPU, dtype="bfloat16")), LoraSpec(rank=4, seed=0))
     assert rough.base.decoder is not None
     request = batch([5, 30, 12], loss, 0)
     _, true = computed(exact, request, 1000)

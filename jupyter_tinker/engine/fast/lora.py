@@ -67,11 +67,11 @@ class Linear:
         self, x: torch.Tensor, lora: Lora, lows: Lows, plus: torch.Tensor | None = None
     ) -> torch.Tensor:
         """(N, in) -> (N, out), added to `plus`. Puts into `lows` what `backward` asks for."""
-        y = linear(x, self.weight, self.bias, plus)
         if (pair := lora.pairs.get(self.path)) is None:
-            return y
+            return linear(x, self.weight, self.bias, plus)
         lows[self.path] = low = lora.scaled(linear(x, pair.a))  # (N, r)
-        return y.addmm_(low, pair.b.t())
+        y = linear(x, self.weight, self.bias, linear(low, pair.b))
+        return y if plus is None else y.add_(plus)
 
     def backward(
         self,
