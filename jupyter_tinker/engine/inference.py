@@ -21,6 +21,7 @@ from ..wire.ops import OpError
 from . import kv_cache
 from .base_model import BaseModel
 from .fast import recording
+from .fast.attention import suited_type
 from .fast.decoder import Decoder
 from .fast.recorded_step import RecordedPrompts, RecordedStep, prompt_length
 from .fast.step import Steps, attention, filled
@@ -86,7 +87,11 @@ class InferenceModel:
         config = self._config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * self.num_layers * heads * size * self.base.placement.torch_dtype.itemsize
+        return 2 * self.num_layers * heads * size * self._cache_type.itemsize
+
+    def new_store(self) -> kv_cache.KeyValueStore:
+        """For sequences of this model."""
+        return kv_cache.KeyValueStore(self.num_layers, self._cache_type)
 
     def lay_out(self, views: Mapping[str, torch.Tensor], scale: float) -> Weights:
         """A copy of an adapter's parameters, which are `views` by PEFT's names."""
@@ -147,6 +152,10 @@ class InferenceModel:
         if self._recordable_steps is not None:
             return prompt_length(length)
         return -(-length // _PROMPT_BLOCK) * _PROMPT_BLOCK
+
+    @property
+    def _cache_type(self) -> torch.dtype:
+        return suited_type(self.base.device, self.base.placement.torch_dtype)
 
     @property
     def _recordable_steps(self) -> Steps | None:
@@ -216,7 +225,7 @@ class InferenceModel:
         """Refuses an architecture whose steps are not its forward pass."""
         count = min(_CHECK_TOKENS, self.base.limits.context_length)
         tokens = torch.arange(count, device=self.base.device) % self.base.limits.vocab_size
-        store = kv_cache.KeyValueStore(self.num_layers)
+        store = self.new_store()
         store.reserve(1, count)
         try:
             with self.using(None):

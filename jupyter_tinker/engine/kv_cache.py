@@ -24,7 +24,8 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class KeyValueStore:
     """Keys and values of all layers, (rows, heads, columns, head size) each."""
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.rows = 0
         self.columns = 0
         self.layers: list[Pair | None] = [None] * num_layers
@@ -57,8 +58,9 @@ class KeyValueStore:
         # Zeros: what lies behind a sequence is masked, but zero times NaN would be NaN.
         heads, size = like.shape[1], like.shape[3]
         if like.device.type == "cuda":  # whose kernel reads them token by token
-            return like.new_zeros(self.rows, self.columns, heads, size).transpose(1, 2)
-        return like.new_zeros(self.rows, heads, self.columns, size)
+            shape = self.rows, self.columns, heads, size
+            return like.new_zeros(shape, dtype=self.dtype).transpose(1, 2)
+        return like.new_zeros((self.rows, heads, self.columns, size), dtype=self.dtype)
 
     def _grow(self, old: torch.Tensor) -> torch.Tensor:
         new = self._empty(old)
@@ -101,7 +103,7 @@ class Step:
         count = len(self.positions)
         at = self.positions[:, None, None, None].expand(keys.shape)
         for tensor, new in zip(room, (keys, values), strict=True):
-            tensor[:count].scatter_(2, at, new)
+            tensor[:count].scatter_(2, at, new.to(self.store.dtype))
         return room[0][:count], room[1][:count]
 
     @cached_property
@@ -162,5 +164,6 @@ class _StepLayer(_Layer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> Pair:
         access: Step = self.access
-        keys, values = access.put(self.number, key_states, value_states)
-        return keys[:, :, : access.columns], values[:, :, : access.columns]
+        room = access.put(self.number, key_states, value_states)
+        keys, values = (x[:, :, : access.columns].to(key_states.dtype) for x in room)
+        return keys, values

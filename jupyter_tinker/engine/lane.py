@@ -18,7 +18,7 @@ from . import draw, prompt_scores
 from .completion import Completion, Sequence
 from .fast.recorded_step import PROMPT_TOKENS
 from .inference import InferenceModel, Weights
-from .kv_cache import KeyValueStore, Prefill, Step, blocks
+from .kv_cache import Prefill, Step, blocks
 
 # Sequences that are generated at once, and prompt tokens of one step: beyond these a larger batch
 # brings little more, and others would wait for it.
@@ -46,7 +46,7 @@ class Lane:
         self.prompt_tokens = 0
         self.sampled_tokens = 0
         self._model = sampler.model
-        self._store = KeyValueStore(self._model.num_layers)
+        self._store = self._model.new_store()
         device = self._model.base.device.type
         self._most_rows = _ROWS.get(device, _ROWS["cuda"])
         self._most_prefill = _PREFILL_TOKENS.get(device, _PREFILL_TOKENS["cuda"])
@@ -195,7 +195,7 @@ class Lane:
                     self.rows[row] = last
                     self._store.move(len(self.rows), row)
         if not self.rows:
-            self._store = KeyValueStore(self._model.num_layers)
+            self._store = self._model.new_store()
 
     @property
     def _device(self) -> torch.device:

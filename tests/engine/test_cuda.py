@@ -90,7 +90,7 @@ def test_a_sampled_row_does_not_depend_on_the_others() -> None:
     weights = model.lay_out(run.adapter.views, run.lora.scale)
 
     def first_row(rows: int) -> torch.Tensor:
-        store = kv_cache.KeyValueStore(model.num_layers)
+        store = model.new_store()
         store.reserve(rows, 64)
         found = []
         with torch.no_grad(), model.using(weights):

@@ -263,8 +263,8 @@ def test_a_store_is_freed_with_its_last_row_although_steps_over_it_are_recorded(
         stores: list[weakref.ref[kv_cache.KeyValueStore]] = []
         made_store = kv_cache.KeyValueStore.__init__
 
-        def noted(self: kv_cache.KeyValueStore, layers: int) -> None:
-            made_store(self, layers)
+        def noted(self: kv_cache.KeyValueStore, *arguments: Any) -> None:
+            made_store(self, *arguments)
             stores.append(weakref.ref(self))
 
         with pytest.MonkeyPatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from jupyter_tinker.engine.joined import Joined
 from jupyter_tinker.wire.ops import LoraSpec
 
 from .reference import Client
-from .test_fast import FAMILIES, Case, cases, made_base, made_model, made_run
+from .test_fast import CPU, FAMILIES, Case, cases, made_base, made_model, made_run
 
 PROMPT, STEPS = 5, 6
 
@@ -41,7 +42,7 @@ def _steps(
     model: InferenceModel, weights: Weights | None, prompt: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
     rows = tokens.shape[1]
-    store = kv_cache.KeyValueStore(model.num_layers)
+    store = model.new_store()
     store.reserve(rows, PROMPT + STEPS)
     found = []
     with torch.no_grad(), model.using(weights):
@@ -78,13 +79,15 @@ def test_it_computes_what_transformers_modules_compute(case: Case) -> None:
         assert (got - wanted).abs().max() <= 2e-4 * wanted.abs().max()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_row_does_not_depend_on_the_others(family: str) -> None:
+def test_a_row_does_not_depend_on_the_others(family: str, dtype: str) -> None:
     # Sizes that are whole vectors of the processor, as those of real models are.
     shape = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     if family == "Qwen2":
         del shape["head_dim"]
-    run = made_run(made_base(made_model(family, **shape)), LoraSpec(rank=16, seed=0))
+    made = made_model(family, **shape).to(getattr(torch, dtype))
+    run = made_run(made_base(made, replace(CPU, dtype=dtype)), LoraSpec(rank=16, seed=0))
     model = InferenceModel(run.base)
     weights = model.lay_out(run.adapter.views, run.lora.scale)
     for used in (None, weights):

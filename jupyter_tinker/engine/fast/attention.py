@@ -49,7 +49,18 @@ class Attention(Protocol):
     out: torch.Tensor  # (N, heads * D)
 
     def backward(self, d_out: torch.Tensor) -> Qkv:
-        """The gradients of queries, keys and values. Once."""
+        """The gradients of queries, keys and values, in their type. Once."""
+
+
+def suited_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """That of queries, keys and values from where they are turned, where they come in `dtype`: on
+    the CPU what turns them and attends to them takes longer in bfloat16 than in float32."""
+    return torch.float32 if device.type == "cpu" else dtype
+
+
+def suited(x: torch.Tensor) -> torch.Tensor:
+    """In that type."""
+    return x.to(suited_type(x.device, x.dtype))
 
 
 def takes_any_lengths(head_size: int, device: torch.device, dtype: torch.dtype) -> bool:

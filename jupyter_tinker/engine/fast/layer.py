@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .attention import Attention, Spans, attend
+from .attention import Attention, Spans, attend, suited
 from .lora import Linear, Lora, Lows
 from .pointwise import Activation, RmsNorm, Rotary
 
@@ -41,6 +41,7 @@ class Kept:
     h_inverse: torch.Tensor  # (N, 1)
     raw: tuple[torch.Tensor, torch.Tensor] | None  # queries and keys before their norms
     attention: Attention
+    attended: torch.Tensor  # (N, heads * D), what the attention gave
     mid: torch.Tensor  # (N, H)
     mid_inverse: torch.Tensor
     gate: torch.Tensor  # (N, F)
@@ -88,7 +89,8 @@ class Layer:
         lows: Lows = {}
         x, h_inverse = self.norm1.forward(h)
         q, k, v = (
-            self._heads(linear.forward(x, lora, lows)) for linear in (self.q, self.k, self.v)
+            suited(self._heads(linear.forward(x, lora, lows)))
+            for linear in (self.q, self.k, self.v)
         )
         raw = None
         if self.head_norms is not None:
@@ -97,13 +99,14 @@ class Layer:
         stream.rotary.turn_(q)
         stream.rotary.turn_(k)
         attention = attend((q, k, v), stream.spans, self.scale, keep=keep)
-        mid = self.o.forward(attention.out, lora, lows, plus=h)
+        attended = attention.out.to(h.dtype)
+        mid = self.o.forward(attended, lora, lows, plus=h)
         x, mid_inverse = self.norm2.forward(mid)
         gate, up = self.gate.forward(x, lora, lows), self.up.forward(x, lora, lows)
         out = self.down.forward(self.activation.forward(gate).mul_(up), lora, lows, plus=mid)
         if not keep:
             return out, None
-        return out, Kept(h, h_inverse, raw, attention, mid, mid_inverse, gate, up, lows)
+        return out, Kept(h, h_inverse, raw, attention, attended, mid, mid_inverse, gate, up, lows)
 
     def backward(self, d: torch.Tensor, kept: Kept, stream: Stream, lora: Lora) -> torch.Tensor:
         """The gradient (N, H) of what went in, in the place of that of what came out; adds to those
@@ -124,8 +127,8 @@ class Layer:
     def _attention_backward(
         self, d: torch.Tensor, kept: Kept, stream: Stream, lora: Lora
     ) -> torch.Tensor:
-        d_attended = self.o.backward(d, kept.attention.out, lora, kept.lows)
-        dq, dk, dv = kept.attention.backward(d_attended)
+        d_attended = self.o.backward(d, kept.attended, lora, kept.lows)
+        dq, dk, dv = kept.attention.backward(suited(d_attended))
         stream.rotary.turn_back_(dq)
         stream.rotary.turn_back_(dk)
         if kept.raw is not None:
@@ -134,9 +137,10 @@ class Layer:
                 for n, dy, x in zip(self._norms, (dq, dk), kept.raw, strict=True)
             )
         x = self.norm1.again(kept.h, kept.h_inverse)
-        dx = self.v.backward(dv.flatten(1), x, lora, kept.lows)
-        dx = self.k.backward(dk.flatten(1), x, lora, kept.lows, plus=dx)
-        dx = self.q.backward(dq.flatten(1), x, lora, kept.lows, plus=dx)
+        dq, dk, dv = (dy.flatten(1).to(x.dtype) for dy in (dq, dk, dv))
+        dx = self.v.backward(dv, x, lora, kept.lows)
+        dx = self.k.backward(dk, x, lora, kept.lows, plus=dx)
+        dx = self.q.backward(dq, x, lora, kept.lows, plus=dx)
         return self.norm1.add_backward_(d, dx, kept.h, kept.h_inverse)
 
     def normed(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -32,15 +33,16 @@ class RmsNorm:
         """(..., H) -> (..., H), and what the root mean square is the inverse of, (..., 1)."""
         if self._fuses(x):
             return torch.ops.aten._fused_rms_norm(x, self.gain.shape, self.gain, self.eps)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        exact = x.float()
+        norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        return self.again(x, inverse), inverse
+        return self._scaled(exact, inverse).to(x.dtype), inverse
 
     def again(self, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         """What `forward` gave first; `inverse` is what it gave besides."""
         if self._fuses(x):
             return self(x)
-        return torch.mul(x, inverse).mul_(self.gain).to(x.dtype)
+        return self._scaled(x.float(), inverse).to(x.dtype)
 
     def add_backward_(
         self, into: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, inverse: torch.Tensor
@@ -54,10 +56,17 @@ class RmsNorm:
                 dy, x, self.gain.shape, inverse, self.gain, [True, False]
             )
             return into.add_(dx)
-        u = dy.float().mul_(self.gain)
-        along = torch.mul(u, x).sum(-1, keepdim=True).div_(x.shape[-1])
+        exact, u = x.float(), dy.float().mul_(self._exact_gain)
+        along = torch.mul(u, exact).sum(-1, keepdim=True).div_(x.shape[-1])
         out = into.float().addcmul_(u, inverse)
-        return out.addcmul_(x, along.mul_(inverse.pow(3)), value=-1).to(into.dtype)
+        return out.addcmul_(exact, along.mul_(inverse.pow(3)), value=-1).to(into.dtype)
+
+    @cached_property
+    def _exact_gain(self) -> torch.Tensor:
+        return self.gain.float()
+
+    def _scaled(self, exact: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        return torch.mul(exact, inverse).mul_(self._exact_gain)
 
     def _fuses(self, x: torch.Tensor) -> bool:
         """Whether one kernel of torch does it all."""

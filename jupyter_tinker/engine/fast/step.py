@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from .. import kv_cache
 from ..joined import Joined
-from .attention import Qkv, Spans, attend, of_rows, takes_any_lengths
+from .attention import Qkv, Spans, attend, of_rows, suited, takes_any_lengths
 from .decoder import Decoder
 from .layer import Layer
 
@@ -99,7 +99,8 @@ class Steps:
         for number, own in enumerate(self._layers):
             layer = own.layer
             x = layer.norm1(h)
-            qkv = own.qkv(x)[:count].unflatten(1, (-1, layer.head_size))  # (N, all heads, D)
+            # (N, all heads, D)
+            qkv = suited(own.qkv(x)[:count].unflatten(1, (-1, layer.head_size)))
             counts = [width // layer.head_size for width in own.qkv.widths]
             q, k, v = qkv.split(counts, 1)
             if layer.head_norms is None:
@@ -108,7 +109,7 @@ class Steps:
                 q, k = layer.normed(q, k)
                 rotary.turn_(q)
                 rotary.turn_(k)
-            mid = own.o(filled(attended(number, layer, (q, k, v))), h)
+            mid = own.o(filled(attended(number, layer, (q, k, v)).to(h.dtype)), h)
             x = layer.norm2(mid)
             gate, up = own.gate_up(x).split(own.gate_up.widths, 1)
             h = own.down(layer.activation.forward(gate).mul_(up), mid)
