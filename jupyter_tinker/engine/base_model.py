@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..wire.ops import EngineOptions, OpError
+from . import stored
 from .batch import Limits
 from .loading import counted_weights
 from .logprobs import OutputLayer
@@ -93,6 +94,8 @@ def load(
     if options.attention == "auto":
         kernels += [kernel for kernel in ("sdpa", "eager") if kernel not in kernels]
     try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        placement = placement.of_model(stored.dtype_of(path, config))
         with counted_weights(f"loading {name}", report):
             model = _from_pretrained(path, placement.torch_dtype, kernels)
     except (MemoryError, torch.OutOfMemoryError):

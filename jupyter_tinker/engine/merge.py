@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..wire.ops import EngineOptions, OpError
-from . import base_model, checkpoint
+from . import base_model, checkpoint, stored
 from .adapter import targets
 from .base_model import BaseModel
 from .checkpoint import Checkpoint
@@ -93,10 +92,7 @@ def own_dtype(path: Path) -> str:
             f"the base model at {path} is quantized, and an adapter cannot be merged into "
             f"quantized weights; export the adapter alone"
         )
-    text = config.get("text_config") or {}
-    stated = (c.get(key) for c in (config, text) for key in ("dtype", "torch_dtype"))
-    dtype = next((str(value).removeprefix("torch.") for value in stated if value), None)
-    dtype = dtype or _stored_dtype(path)
+    dtype = stored.dtype_of(path, config)
     if dtype not in DTYPES:
         raise OpError(f"the base model at {path} is stored in {dtype}, which cannot be merged into")
     return dtype
@@ -107,13 +103,3 @@ def finite(value: torch.Tensor, name: str, dtype: str) -> torch.Tensor:
     if not torch.isfinite(value).all():
         raise OpError(f"{name} does not fit into {dtype}; choose another --dtype")
     return value
-
-
-def _stored_dtype(path: Path) -> str:
-    short = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (it is no dictionary)
-                name = tensors.get_slice(key).get_dtype()
-                return short.get(name, name)
-    return "no known type"

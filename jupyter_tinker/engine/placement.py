@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..wire.ops import EngineOptions, OpError
-from . import container
+from . import container, products
+
+# Of processors that multiply bfloat16 themselves, at twice the rate of float32 and more.
+_CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
 class Machine:
     """What this machine has that matters to the choice."""
 
+    cpu_bfloat16: bool = False
     cuda_devices: int = 0
     cuda_bfloat16: bool = False
     mps: bool = False
@@ -27,6 +31,7 @@ class Machine:
     def detect(cls) -> Machine:
         cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return cls(
+            cpu_bfloat16=_cpu_multiplies_bfloat16(),
             cuda_devices=cuda,
             cuda_bfloat16=cuda > 0 and torch.cuda.is_bf16_supported(including_emulation=False),
             mps=torch.backends.mps.is_available(),
@@ -42,6 +47,13 @@ class Placement:
     dtype: str
     attention: str
     reason: str
+    as_stored: bool = False  # whether models that are stored in bfloat16 are computed in it
+
+    def of_model(self, stored: str) -> Placement:
+        """For a model that is stored in this type."""
+        if self.as_stored and stored == "bfloat16":
+            return replace(self, dtype=stored)
+        return self
 
     @property
     def torch_device(self) -> torch.device:
@@ -57,8 +69,11 @@ def choose(options: EngineOptions, machine: Machine) -> Placement:
     device, why_device = _device(options.device, machine)
     dtype, why_dtype = _dtype(options.dtype, device, machine)
     attention, why_attention = _attention(options.attention, device, dtype, machine)
+    as_stored = options.dtype == "auto" and device.startswith("cpu") and machine.cpu_bfloat16
+    if as_stored:
+        why_dtype += ", and bfloat16 for models stored in it, which is faster here"
     reason = f"{device} {why_device}; {dtype} {why_dtype}; {attention} attention {why_attention}"
-    return Placement(device, dtype, attention, reason)
+    return Placement(device, dtype, attention, reason, as_stored)
 
 
 def num_threads(options: EngineOptions) -> int | None:
@@ -90,10 +105,17 @@ def _dtype(asked: str, device: str, machine: Machine) -> tuple[str, str]:
     if asked != "auto":
         raise OpError(f"there is no dtype {asked!r}; choose auto, float32 or bfloat16")
     if not device.startswith("cuda"):
-        return "float32", f"because that is exact, and no slower on {device}"
+        return "float32", "because that is exact"
     if not machine.cuda_bfloat16:
         return "float32", "because this GPU has no bfloat16"
     return "bfloat16", "because this GPU has it"
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    # Older torch has none.
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    has = any(known.get(name) for name in _CPU_BFLOAT16)
+    return has and products.onednn_multiplies(torch.bfloat16)
 
 
 def _attention(asked: str, device: str, dtype: str, machine: Machine) -> tuple[str, str]:

@@ -46,8 +46,9 @@ class EngineSupervisor(LoggingConfigurable):
         ["auto", "float32", "bfloat16"],
         default_value="auto",
         config=True,
-        help="""Number format of the base model: "auto" is bfloat16 on CUDA and float32 elsewhere.
-        Adapters and optimizer states are always float32.""",
+        help="""Number format of the base model: "auto" is bfloat16 on GPUs and processors that
+        multiply it faster, and float32 elsewhere. Adapters and optimizer states are always
+        float32.""",
     )
     attention = Enum(
         ["auto", "sdpa", "eager", "flash_attention_2"],
