@@ -1,6 +1,6 @@
 """Prints how fast, how responsive and how large it is; docs/performance.md explains the figures.
 
-python tests/bench [--out FIGURES.json] [--shape SHAPE] [PART ...]
+python tests/bench [--out FIGURES.json] [--shape SHAPE] [--dtype DTYPE] [PART ...]
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ import argparse
 import os
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 if __package__ in (None, ""):  # run by its folder's name: let `tests` be found, not our modules
     sys.path[0] = str(ROOT)
 
+from tests.bench import device  # noqa: E402
 from tests.bench.noise import Patience  # noqa: E402
 from tests.bench.parts import PARTS  # noqa: E402
 from tests.bench.report import Report, machine  # noqa: E402
-from tests.bench.shapes import SHAPES, made  # noqa: E402
+from tests.bench.shapes import SHAPES, made, stored  # noqa: E402
 
 
 def main() -> None:
     arguments = _arguments()
     report = Report(patience=Patience(arguments.wait))
     began = time.monotonic()
-    model = _model()
-    with nullcontext(model) if arguments.shape is None else made(arguments.shape, model) as folder:
+    with _model(arguments) as folder:
         for name in arguments.parts or PARTS:
             print(f"{name} ...", flush=True)
             PARTS[name](folder, report)
@@ -46,6 +46,11 @@ def _arguments() -> argparse.Namespace:
         "--shape", choices=SHAPES, help="random weights of this shape, in the place of SmolLM2-135M"
     )
     parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="that the model is stored in, and the plain loop computes in",
+    )
+    parser.add_argument(
         "--wait",
         type=float,
         default=0.0,
@@ -58,12 +63,18 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _model() -> Path:
-    """SmolLM2-135M, as pulled by `jupyter tinker pull`, or kept for the tests."""
+def _model(arguments: argparse.Namespace) -> AbstractContextManager[Path]:
+    """SmolLM2-135M, as pulled by `jupyter tinker pull`, or kept for the tests; or what is asked for
+    in its place."""
     from jupyter_tinker.server.pull import pull
 
     kept = os.environ.get("TINKER_TEST_MODELS") or ROOT / ".cache" / "models"
-    return pull("smollm2-135m", Path(kept)).path
+    model = pull("smollm2-135m", Path(kept)).path
+    if arguments.dtype is not None:
+        device.ask_for(arguments.dtype)
+    if arguments.shape is not None:
+        return made(arguments.shape, model)
+    return nullcontext(model) if arguments.dtype is None else stored(model)
 
 
 if __name__ == "__main__":

@@ -86,13 +86,13 @@ def best_rate(model: Path) -> float:
     of 1,024 tokens with weights in the model's shapes, by whichever of torch's libraries is
     faster."""
     if device.CUDA:
-        x = torch.randn(8192, 8192, dtype=device.DTYPE, device=device.DEVICE)
+        x = torch.randn(8192, 8192, dtype=device.dtype(), device=device.DEVICE)
         return _rate(lambda: x @ x, 2 * 8192**3)
     config = json.loads((model / "config.json").read_text())
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     best = 0.0
     for rows, columns in ((2 * inner, hidden), (hidden, inner)):
-        x, weight = torch.randn(1024, columns), torch.randn(rows, columns)
+        x, weight = (torch.randn(n, columns, dtype=device.dtype()) for n in (1024, rows))
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1024)
         for way in (
             lambda x=x, weight=weight: x @ weight.T,

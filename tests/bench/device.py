@@ -1,14 +1,25 @@
-"""What the benchmark's own models compute on: what the engine chooses, too."""
+"""What the benchmark's own models compute on and in: what the engine chooses, too."""
 
 from __future__ import annotations
 
+import os
 import resource
 
 import torch
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-DTYPE = torch.bfloat16 if CUDA else torch.float32
+_ASKED = "TINKER_BENCH_DTYPE"  # for this process and those that it starts
+
+
+def ask_for(dtype: str) -> None:
+    """That models are computed in this type."""
+    os.environ[_ASKED] = dtype
+
+
+def dtype() -> torch.dtype:
+    """That models are computed in."""
+    return getattr(torch, os.environ.get(_ASKED, "bfloat16" if CUDA else "float32"))
 
 
 def wait() -> None:

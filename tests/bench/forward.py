@@ -18,7 +18,7 @@ from tests.bench import device
 
 
 def main() -> None:
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=device.DTYPE)
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=device.dtype())
     model = model.to(device.DEVICE).eval()
     print(json.dumps({"threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:

@@ -42,9 +42,9 @@ class Loop:
 
 
 @contextmanager
-def loop(module: str, model: Path, rank: int, *, unembed: bool) -> Iterator[Loop]:
+def loop(module: str, model: Path, rank: int, *more: str, unembed: bool) -> Iterator[Loop]:
     arguments = [str(model), str(rank), str(int(unembed))]
-    with child(module, *arguments) as process:
+    with child(module, *arguments, *more) as process:
         yield Loop(process)
 
 

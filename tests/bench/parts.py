@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +36,53 @@ def training(model: Path, report: Report) -> None:
     with ours.server(model) as server:
         for unembed in (True, False):
             client = ours.Client(server, unembed=unembed)
-            with loop("tests.bench.plain", model, ours.RANK, unembed=unembed) as plain:
+            with ExitStack() as stack:
+                plain = {
+                    name: stack.enter_context(
+                        loop("tests.bench.plain", model, ours.RANK, dtype, unembed=unembed)
+                    )
+                    for name, dtype in _plain_loops().items()
+                }
                 for batch in _BLOCKS:
                     _race(report, client, plain, model, batch, unembed=unembed)
             client.close()
         report.add("memory", "engine, peak", [ours.engine_peak_mib(server)], "MiB")
 
 
+def _plain_loops() -> dict[str, str]:
+    """By what they are called, the types they compute in: what ours does, and what is exact."""
+    own = str(device.dtype()).removeprefix("torch.")
+    loops = {"plain": own}
+    if not device.CUDA and own != "float32":
+        loops["plain in float32"] = "float32"
+    return loops
+
+
 def _race(
-    report: Report, client: ours.Client, plain: Loop, model: Path, batch: str, *, unembed: bool
+    report: Report,
+    client: ours.Client,
+    plain: dict[str, Loop],
+    model: Path,
+    batch: str,
+    *,
+    unembed: bool,
 ) -> None:
     sequences = batches(model)[batch]
     data, tokens = ours.datums(sequences), sum(map(len, sequences))
     client.steps(data, 1)
-    plain.steps(batch, 1)
+    for each in plain.values():
+        each.steps(batch, 1)
     blocks, steps = _BLOCKS[batch]
-    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
-    noise: dict[str, list[float]] = {"ours": [], "plain": []}
+    seconds: dict[str, list[float]] = {"ours": [], **{name: [] for name in plain}}
+    noise: dict[str, list[float]] = {side: [] for side in seconds}
     for _ in range(blocks):
-        for side in ("ours", "plain"):
+        for side in seconds:
             report.patience.wait()
             with Noise() as strangers:
-                run = client.steps(data, steps)[0] if side == "ours" else plain.steps(batch, steps)
+                if side == "ours":
+                    run = client.steps(data, steps)[0]
+                else:
+                    run = plain[side].steps(batch, steps)
             seconds[side] += run
             noise[side].append(strangers.cores)
     what = f"{batch}, {'all linear layers' if unembed else 'without unembed'}"
@@ -65,12 +91,14 @@ def _race(
         details = {"seconds": times, "others_per_block": noise[side]}
         others = statistics.mean(noise[side])
         report.add("training", f"{what}: {side}", rates, "tok/s", others=others, details=details)
-    ratios = [
-        statistics.median(seconds["plain"][i : i + steps])
-        / statistics.median(seconds["ours"][i : i + steps])
-        for i in range(0, blocks * steps, steps)
-    ]
-    report.add("training", f"{what}: ours / plain", ratios, "x", goal=_GOALS.get(batch, ""))
+    for name in plain:
+        ratios = [
+            statistics.median(seconds[name][i : i + steps])
+            / statistics.median(seconds["ours"][i : i + steps])
+            for i in range(0, blocks * steps, steps)
+        ]
+        goal = _GOALS.get(batch, "")
+        report.add("training", f"{what}: ours / {name}", ratios, "x", goal=goal)
 
 
 def overhead(model: Path, report: Report) -> None:

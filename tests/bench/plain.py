@@ -3,7 +3,7 @@
 A process of its own, so that it can stand still while ours is timed. It reads "BATCH STEPS" lines
 and answers each with a JSON line: seconds and losses of the steps, and the peak of its memory.
 
-    python -m tests.bench.plain MODEL RANK UNEMBED(0|1)
+    python -m tests.bench.plain MODEL RANK UNEMBED(0|1) [DTYPE]
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PlainLoop:
     """Rank `rank` and alpha 32 on every linear layer; `unembed` adds the output layer."""
 
     def __init__(self, model: Path, rank: int, *, unembed: bool) -> None:
-        base = AutoModelForCausalLM.from_pretrained(model, dtype=device.DTYPE).to(device.DEVICE)
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=device.dtype()).to(device.DEVICE)
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=rank,
@@ -85,6 +85,8 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")  # PEFT's advice about merging tied output layers
     model = Path(sys.argv[1])
+    if len(sys.argv) > 4:
+        device.ask_for(sys.argv[4])
     every = batches(model)
     loop = PlainLoop(model, int(sys.argv[2]), unembed=sys.argv[3] == "1")
     print(json.dumps({"threads": torch.get_num_threads()}), flush=True)

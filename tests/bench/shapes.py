@@ -1,7 +1,9 @@
-"""Models of any size with random weights: they compute as fast as trained ones."""
+"""Models of any size with random weights, which compute as fast as trained ones, and trained ones
+stored in another type."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.bench import device
@@ -49,8 +52,23 @@ def made(shape: str, tokenizer: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix="tinker-bench-") as folder:
         torch.manual_seed(0)
         with device.DEVICE:
-            model = AutoModelForCausalLM.from_config(config, dtype=device.DTYPE)
+            model = AutoModelForCausalLM.from_config(config, dtype=device.dtype())
         model.save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(tokenizer / name, folder)
         yield Path(folder)
+
+
+@contextmanager
+def stored(model: Path) -> Iterator[Path]:
+    """A copy of a model in the type that was asked for; gone with the block."""
+    dtype = device.dtype()
+    with TemporaryDirectory(prefix="tinker-bench-") as folder:
+        copy = Path(shutil.copytree(model, Path(folder, model.name)))
+        for file in copy.glob("*.safetensors"):
+            weights = {name: weight.to(dtype) for name, weight in load_file(file).items()}
+            save_file(weights, file, {"format": "pt"})
+        config = json.loads((copy / "config.json").read_text())
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        (copy / "config.json").write_text(json.dumps(config))
+        yield copy
