@@ -7,6 +7,8 @@ which reads every weight for every token. Knows nothing of models or adapters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from . import products
@@ -25,18 +27,21 @@ class Linear:
     ) -> None:
         """`pack`: whether another layout is made, where there is one; `wide`: whether what comes
         out is float32, whatever the weight is."""
-        self._widened = wide and weight.dtype != torch.float32
-        self.packed = _pack(weight) if pack else None
-        self.plain = weight if self.packed is None else None  # (out, in)
-        self.bias = bias
+        own = _pack(weight) if pack else None
+        self.packed = own is not None
+        self._weight = weight if own is None else own
+        self._bias = bias
+        self._product = products.linear if own is None else products.onednn
+        self._wide: Callable[..., torch.Tensor] | None = None
+        if wide and weight.dtype != torch.float32:
+            self._wide = products.wide if own is None else products.onednn_wide
 
     def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
         """(..., in) -> (..., out); with `plus`, of that shape, added."""
-        if self.plain is not None:
-            rows = x.reshape(-1, x.shape[-1])
-            y = self._multiply_plain(rows, None if plus is None else plus.view(len(rows), -1))
-            return y.view(*x.shape[:-1], -1)
-        if x.numel() == x.shape[-1]:
+        if not self.packed and x.dim() > 2:
+            rows = self(x.flatten(0, -2), None if plus is None else plus.flatten(0, -2))
+            return rows.unflatten(0, x.shape[:-1])
+        if self.packed and x.numel() == x.shape[-1]:
             # A row alone goes another way through oneDNN, on which its last bits may come out
             # otherwise than among others.
             twice = None if plus is None else torch.stack([plus, plus])
@@ -44,17 +49,9 @@ class Linear:
         return self._multiply(x, plus)
 
     def _multiply(self, x: torch.Tensor, plus: torch.Tensor | None) -> torch.Tensor:
-        assert self.packed is not None
-        if not self._widened:
-            return products.onednn(x, self.packed, self.bias, plus)
-        y = products.onednn_wide(x, self.packed, self.bias)
-        return y if plus is None else y.add_(plus)
-
-    def _multiply_plain(self, x: torch.Tensor, plus: torch.Tensor | None) -> torch.Tensor:
-        assert self.plain is not None
-        if not self._widened:
-            return products.linear(x, self.plain, self.bias, plus)
-        y = products.wide(x, self.plain, self.bias)
+        if self._wide is None:
+            return self._product(x, self._weight, self._bias, plus)
+        y = self._wide(x, self._weight, self._bias)
         return y if plus is None else y.add_(plus)
 
 
