@@ -70,14 +70,17 @@ class Client:
         return time.perf_counter() - started
 
     def compute_seconds(self, count: int) -> list[float]:
-        """What the engine itself counted for the last `count` steps."""
-        run = self.training.get_info().model_id
-        status, answer = self.server.fetch(f"tinker/runs/{run}/steps")
-        assert status == 200, answer
-        return [row["compute_seconds"] for row in answer["steps"]][-count:]
+        return compute_seconds(self.server, self.training.get_info().model_id, count)
 
     def close(self) -> None:
         self.service.close("success").result(timeout=_TIMEOUT)
+
+
+def compute_seconds(server: Server, run: str, count: int) -> list[float]:
+    """What the engine itself counted for a run's last `count` steps."""
+    status, answer = server.fetch(f"tinker/runs/{run}/steps")
+    assert status == 200, answer
+    return [row["compute_seconds"] for row in answer["steps"]][-count:]
 
 
 def datums(batch: list[Sequence]) -> list[types.Datum]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import device, ours
+from tests.bench.bare import BareRun
 from tests.bench.compute import compute
 from tests.bench.data import batch, batches
 from tests.bench.history import history
@@ -104,19 +105,20 @@ def _race(
 def overhead(model: Path, report: Report) -> None:
     """What is added to the engine's own seconds."""
     with ours.server(model) as server:
-        client = ours.Client(server)
+        client, bare = ours.Client(server), BareRun(server, model=ours.MODEL, rank=ours.RANK)
         for count, length, steps in _SIZES:
-            data = ours.datums(batch(model, count, length))
+            sequences = batch(model, count, length)
+            data = ours.datums(sequences)
             client.steps(data, 1)
+            bare.steps(sequences, 1)
             report.patience.wait()
             with Noise() as noise:
                 walls, _ = client.steps(data, steps)
-            own = client.compute_seconds(steps)
-            added = [1e3 * (wall - each) for wall, each in zip(walls, own, strict=True)]
-            shares = [100 * (wall - each) / wall for wall, each in zip(walls, own, strict=True)]
+                without = bare.steps(sequences, steps)
             what = f"{count}x{length} step, client's seconds minus the engine's"
-            report.add("overhead", what, added, "ms", goal="< 8", others=noise.cores)
-            report.add("overhead", "  of the step", shares, "%", goal="< 2")
+            _add_overhead(report, what, walls, client.compute_seconds(steps), noise)
+            own = ours.compute_seconds(server, bare.id, steps)
+            _add_overhead(report, "  without the SDK", without, own, noise)
         with Noise() as noise:
             walls = [client.empty_step() for _ in range(30)][5:]
         own = client.compute_seconds(len(walls))
@@ -125,7 +127,17 @@ def overhead(model: Path, report: Report) -> None:
             "overhead", "empty optim_step, round trip", empty, "ms", goal="< 40", others=noise.cores
         )
         report.add("overhead", "  of which the engine", [1e3 * s for s in own], "ms")
+        bare.close()
         client.close()
+
+
+def _add_overhead(
+    report: Report, what: str, walls: list[float], own: list[float], noise: Noise
+) -> None:
+    added = [1e3 * (wall - each) for wall, each in zip(walls, own, strict=True)]
+    shares = [100 * (wall - each) / wall for wall, each in zip(walls, own, strict=True)]
+    report.add("overhead", what, added, "ms", goal="< 8", others=noise.cores)
+    report.add("overhead", "  of the step", shares, "%", goal="< 2")
 
 
 def responsiveness(model: Path, report: Report) -> None:

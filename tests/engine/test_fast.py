@@ -236,11 +236,12 @@ def test_what_is_computed_again_is_the_same(monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_array_equal(one["logprobs"], other["logprobs"])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_is_the_same_each_time_and_beside_other_runs(
-    models: Callable[[str], Path], tmp_path: Path
+    models: Callable[[str], Path], dtype: str
 ) -> None:
     def trained(busy: bool) -> torch.Tensor:
-        client = Client(Engine(), models("tied"))
+        client = Client(Engine(EngineOptions(dtype=dtype)), models("tied"))
         client.create()
         other = Client(client.engine, models("tied"), "other")
         for seed in range(3):
