@@ -155,7 +155,9 @@ class InferenceModel:
 
     @property
     def _cache_type(self) -> torch.dtype:
-        return suited_type(self.base.device, self.base.placement.torch_dtype)
+        """That attention reads keys and values in; transformers' modules take their own."""
+        dtype = self.base.placement.torch_dtype
+        return dtype if self._steps is None else suited_type(self.base.device, dtype)
 
     @property
     def _recordable_steps(self) -> Steps | None:

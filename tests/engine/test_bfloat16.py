@@ -27,13 +27,13 @@ ROUNDED = replace(CPU, dtype="bfloat16")
 CAPABLE = Machine(cpu_bfloat16=True)
 AUTO, EXACT, ROUGH = (EngineOptions(dtype=dtype) for dtype in ("auto", "float32", "bfloat16"))
 
-pytestmark = pytest.mark.skipif(
+_NO_ONEDNN = pytest.mark.skipif(
     not products.onednn_multiplies(torch.bfloat16), reason="no oneDNN for bfloat16 here"
 )
 _NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=_NO_GPU)])
+@pytest.fixture(params=[pytest.param("cpu", marks=_NO_ONEDNN), pytest.param("cuda", marks=_NO_GPU)])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where new tensors are."""
     torch.manual_seed(0)
@@ -107,6 +107,13 @@ def test_beyond_a_sliding_window_transformers_modules_go_on() -> None:
     joined, reference = both(made_base(made_model("Mistral", sliding_window=8).bfloat16(), ROUNDED))
     got, wanted = (generated(model, None, 2).float() for model in (joined, reference))
     assert (got - wanted).abs().max() <= 0.05 * wanted.abs().max()
+
+
+def test_keys_are_kept_in_the_type_that_attention_reads_them_in() -> None:
+    joined, reference = both(made_base(made_model("Llama").bfloat16(), ROUNDED))
+    assert joined.new_store().dtype == torch.float32
+    assert reference.new_store().dtype == torch.bfloat16
+    assert joined.bytes_per_token == 2 * reference.bytes_per_token
 
 
 @pytest.mark.parametrize(
