@@ -41,7 +41,6 @@ class Kept:
     h_inverse: torch.Tensor  # (N, 1)
     raw: tuple[torch.Tensor, torch.Tensor] | None  # queries and keys before their norms
     attention: Attention
-    attended: torch.Tensor  # (N, heads * D), what the attention gave
     mid: torch.Tensor  # (N, H)
     mid_inverse: torch.Tensor
     gate: torch.Tensor  # (N, F)
@@ -99,14 +98,13 @@ class Layer:
         stream.rotary.turn_(q)
         stream.rotary.turn_(k)
         attention = attend((q, k, v), stream.spans, self.scale, keep=keep)
-        attended = attention.out.to(h.dtype)
-        mid = self.o.forward(attended, lora, lows, plus=h)
+        mid = self.o.forward(attention.out.to(h.dtype), lora, lows, plus=h)
         x, mid_inverse = self.norm2.forward(mid)
         gate, up = self.gate.forward(x, lora, lows), self.up.forward(x, lora, lows)
         out = self.down.forward(self.activation.forward(gate).mul_(up), lora, lows, plus=mid)
         if not keep:
             return out, None
-        return out, Kept(h, h_inverse, raw, attention, attended, mid, mid_inverse, gate, up, lows)
+        return out, Kept(h, h_inverse, raw, attention, mid, mid_inverse, gate, up, lows)
 
     def backward(self, d: torch.Tensor, kept: Kept, stream: Stream, lora: Lora) -> torch.Tensor:
         """The gradient (N, H) of what went in, in the place of that of what came out; adds to those
@@ -127,7 +125,8 @@ class Layer:
     def _attention_backward(
         self, d: torch.Tensor, kept: Kept, stream: Stream, lora: Lora
     ) -> torch.Tensor:
-        d_attended = self.o.backward(d, kept.attended, lora, kept.lows)
+        attended = kept.attention.out.to(d.dtype)
+        d_attended = self.o.backward(d, attended, lora, kept.lows)
         dq, dk, dv = kept.attention.backward(suited(d_attended))
         stream.rotary.turn_back_(dq)
         stream.rotary.turn_back_(dk)
