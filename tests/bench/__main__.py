@@ -27,6 +27,8 @@ def main() -> None:
     arguments = _arguments()
     report = Report(patience=Patience(arguments.wait))
     began = time.monotonic()
+    if arguments.dtype is not None:
+        device.ask_for(arguments.dtype)
     with _model(arguments) as folder:
         for name in arguments.parts or PARTS:
             print(f"{name} ...", flush=True)
@@ -70,8 +72,6 @@ def _model(arguments: argparse.Namespace) -> AbstractContextManager[Path]:
 
     kept = os.environ.get("TINKER_TEST_MODELS") or ROOT / ".cache" / "models"
     model = pull("smollm2-135m", Path(kept)).path
-    if arguments.dtype is not None:
-        device.ask_for(arguments.dtype)
     if arguments.shape is not None:
         return made(arguments.shape, model)
     return nullcontext(model) if arguments.dtype is None else stored(model)
