@@ -70,7 +70,7 @@ def test_other_architectures_follow_it_too(
     "adam",
     [
         AdamParams(),
-        AdamParams(learning_rate=3e-3, beta1=0.5, beta2=0.7, eps=1e-3),
+        AdamParams(learning_rate=1e-3, beta1=0.5, beta2=0.7, eps=1e-3),
         AdamParams(learning_rate=3e-3, eps=1e-6, weight_decay=0.3),
         AdamParams(learning_rate=3e-3, eps=1e-6, grad_clip_norm=0.05),
         AdamParams(learning_rate=3e-3, eps=1e-6, grad_clip_norm=1e9),
