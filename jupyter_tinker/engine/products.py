@@ -1,14 +1,16 @@
 """Matrix products, by the fastest library that the device has for them.
 
 On the CPU that is oneDNN, which uses the widest vectors of every maker's processors; MKL does so on
-Intel's alone. Whatever the type, sums are taken in float32 and rounded once: a small part that is
-added to a rounded number of bfloat16 would be lost, each time. Knows nothing of models. None of the
-products has a gradient.
+Intel's alone, where it is the faster one in float32. Whatever the type, sums are taken in float32
+and rounded once: a small part that is added to a rounded number of bfloat16 would be lost, each
+time. Knows nothing of models. None of the products has a gradient.
 """
 
 from __future__ import annotations
 
+import platform
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +23,22 @@ def linear(
     plus: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`x W^T + bias + plus`: (N, in) and (out, in) -> (N, out)."""
-    if _has_onednn(x):
+    if _by_onednn(x):
         return onednn(x, weight, bias, plus)
     if plus is None:
         return F.linear(x, weight, bias)
     if bias is None:
         return torch.addmm(plus, x, weight.t())
     return wide(x, weight, bias).add_(plus).to(x.dtype)
+
+
+def linear_(
+    plus: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`linear`, which may overwrite `plus`."""
+    if bias is None and not _by_onednn(x):
+        return plus.addmm_(x, weight.t())
+    return linear(x, weight, bias, plus)
 
 
 def onednn(
@@ -45,8 +56,8 @@ def onednn(
 
 
 def matmul(x: torch.Tensor, weight: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
-    """`x W + plus`: (N, out) and (out, in) -> (N, in)."""
-    return linear(x, weight.t(), plus=plus)
+    """`x W + plus`: (N, out) and (out, in) -> (N, in); may overwrite `plus`."""
+    return linear(x, weight.t()) if plus is None else linear_(plus, x, weight.t())
 
 
 def add_cross_(
@@ -55,9 +66,13 @@ def add_cross_(
     """Adds `scale x^T y`, (N, m) and (N, n), to a float32 tensor of (m, n)."""
     if _widens(x):
         return torch.addmm(into, x.t(), y, out_dtype=torch.float32, alpha=scale, out=into)
-    if x.shape[1] > y.shape[1]:  # on the CPU in this order the faster one
-        return into.add_(linear(y.t(), x.t()).t(), alpha=scale)
-    return into.add_(linear(x.t(), y.t()), alpha=scale)
+    if not _by_onednn(x):
+        if x.dtype == into.dtype:
+            return into.addmm_(x.t(), y, alpha=scale)
+        return into.add_(linear(x.t(), y.t()), alpha=scale)
+    if x.shape[1] > y.shape[1]:  # in this order the faster one
+        return into.add_(onednn(y.t(), x.t()).t(), alpha=scale)
+    return into.add_(onednn(x.t(), y.t()), alpha=scale)
 
 
 def wide(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -65,7 +80,7 @@ def wide(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     if _widens(x):
         y = torch.mm(x, weight.t(), out_dtype=torch.float32)
         return y if bias is None else y.add_(bias)
-    if x.dtype != torch.float32 and _has_onednn(x):
+    if x.dtype != torch.float32 and _by_onednn(x):
         return onednn_wide(x, weight, bias)
     return linear(x, weight, bias).float()
 
@@ -79,8 +94,10 @@ def onednn_wide(
     return rounded.float().add_(onednn(x, weight, bias, rounded, "sub"))
 
 
-def _has_onednn(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and x.numel() > 0 and onednn_multiplies(x.dtype)
+def _by_onednn(x: torch.Tensor) -> bool:
+    if x.device.type != "cpu" or x.numel() == 0 or not onednn_multiplies(x.dtype):
+        return False
+    return x.dtype != torch.float32 or not _mkl_is_at_home()
 
 
 def _widens(x: torch.Tensor) -> bool:
@@ -110,3 +127,13 @@ def onednn_multiplies(dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError):
         return False
     return bool((twice == 6).all() and (none == 0).all())
+
+
+@cache
+def _mkl_is_at_home() -> bool:
+    """Whether this processor is of MKL's own maker."""
+    try:
+        about = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        about = platform.processor()
+    return torch.backends.mkl.is_available() and "GenuineIntel" in about

@@ -181,16 +181,25 @@ def test_microbatches_hold_every_sequence_once_within_their_bound(
     assert all(len(m) == 1 or sum(lengths[i] for i in m) <= most for m in filled)
 
 
-@pytest.mark.parametrize("onednn", [True, False])
-def test_products_are_what_they_say(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("onednn", "mkl"), [(True, False), (True, True), (False, False)])
+def test_products_are_what_they_say(
+    onednn: bool, mkl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(products, "onednn_multiplies", lambda dtype: onednn)
+    monkeypatch.setattr(products, "_mkl_is_at_home", lambda: mkl)
     torch.manual_seed(0)
     x, y, weight, bias = (torch.randn(s) for s in ((7, 5), (7, 3), (3, 5), (3,)))
     plus = torch.randn(7, 3)
     exact = (x.double() @ weight.double().T + bias.double() + plus.double()).float()
-    torch.testing.assert_close(products.linear(x, weight, bias, plus.clone()), exact)
+    untouched = plus.clone()
+    torch.testing.assert_close(products.linear(x, weight, bias, plus), exact)
+    torch.testing.assert_close(products.linear(x, weight, plus=plus), exact - bias)
+    assert torch.equal(plus, untouched)
+    torch.testing.assert_close(products.linear_(plus.clone(), x, weight, bias), exact)
+    torch.testing.assert_close(products.linear_(plus.clone(), x, weight), exact - bias)
     torch.testing.assert_close(products.linear(x, weight), x @ weight.T)
-    torch.testing.assert_close(products.matmul(y, weight, x), y @ weight + x)
+    torch.testing.assert_close(products.matmul(y, weight), y @ weight)
+    torch.testing.assert_close(products.matmul(y, weight, x.clone()), y @ weight + x)
     into = torch.randn(3, 5)
     for own, one, other in ((into, y, x), (into.T.contiguous(), x, y)):
         wanted = own - 2.0 * (one.T @ other)

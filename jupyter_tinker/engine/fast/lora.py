@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..adapter import Adapter, Views
-from ..products import add_cross_, linear, matmul
+from ..products import add_cross_, linear, linear_, matmul
 
 Lows = dict[str, torch.Tensor]  # s x A^T (N, r) of each adapted layer, by its path
 
@@ -70,7 +70,7 @@ class Linear:
         if (pair := lora.pairs.get(self.path)) is None:
             return linear(x, self.weight, self.bias, plus)
         lows[self.path] = low = lora.scaled(linear(x, pair.a))  # (N, r)
-        y = linear(x, self.weight, self.bias, linear(low, pair.b))
+        y = linear_(linear(low, pair.b), x, self.weight, self.bias)
         return y if plus is None else y.add_(plus)
 
     def backward(
@@ -81,8 +81,8 @@ class Linear:
         lows: Lows,
         plus: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The input's gradient (N, in), added to `plus`; adds to those of the adapter. `dy` is
-        (N, out), and `x` was the input."""
+        """The input's gradient (N, in), added to `plus`, which may be overwritten; adds to those of
+        the adapter. `dy` is (N, out), and `x` was the input."""
         dx = matmul(dy, self.weight, plus)
         if (pair := lora.pairs.get(self.path)) is None:
             return dx
