@@ -46,6 +46,15 @@ def test_the_servers_token_opens_in_jupyters_ways_too(a_server: Server) -> None:
     assert a_server.fetch("tinker/status")[0] == 200
 
 
+def test_a_key_is_not_answered_with_a_cookie(a_server: Server) -> None:
+    """It comes with every request; to make a cookie for each of them takes time."""
+    key = urllib.request.Request(f"{a_server.url}/status", headers={"X-API-Key": a_server.key})
+    with urllib.request.urlopen(key) as answer:
+        assert answer.headers.get_all("Set-Cookie") is None
+    with urllib.request.urlopen(f"{a_server.url}/status?token={a_server.token}") as answer:
+        assert answer.headers.get_all("Set-Cookie")
+
+
 def test_a_cookie_alone_may_not_post(a_server: Server) -> None:
     """The cookie that a browser holds is no use to another site's page."""
     with urllib.request.urlopen(f"{a_server.root}api?token={a_server.token}") as answer:

@@ -136,6 +136,11 @@ class TinkerHandler(APIHandler):
         self.set_cors_headers()
         return True
 
+    def set_secure_cookie(self, name: str, value: str | bytes, *rest: Any, **more: Any) -> None:
+        """Jupyter would log in, at each request, who sends a token with each of them."""
+        if "Authorization" not in self.request.headers:
+            super().set_secure_cookie(name, value, *rest, **more)
+
     def _bearer(self) -> str:
         """A Tinker key as OpenAI's clients send it; Jupyter reads other Bearer tokens itself."""
         scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
