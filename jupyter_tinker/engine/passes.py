@@ -28,8 +28,9 @@ _GROUP_COST = {"cpu": 32, "cuda": 1024}
 # Each of two streams reads all weights, which of fewer tokens takes longer than computing.
 _LEAST_STREAM_TOKENS = 64
 
-# A CPU is no faster with more, and a token of SmolLM2 keeps 0.7 MB of activations.
-_MICROBATCH_TOKENS = {"cpu": 512, "cuda": 4096}
+# A CPU is hardly faster with more. A token of SmolLM2 keeps 0.7 MB of activations in float32.
+_CPU_MICROBATCH_TOKENS = {"float32": 512, "bfloat16": 1024}
+_MICROBATCH_TOKENS = 4096  # elsewhere
 _CUDA_MICROBATCHES = range(2048, 16385)  # without padding, by the memory that there is
 
 _Results = dict[int, Result]  # by the datum's place in the batch
@@ -56,7 +57,9 @@ def suitable_tokens(base: BaseModel) -> int:
     if device.type == "cuda" and base.decoder is not None:
         bounds = _CUDA_MICROBATCHES
         return min(max(base.decoder.most_kept(device), bounds[0]), bounds[-1])
-    return _MICROBATCH_TOKENS.get(device.type, _MICROBATCH_TOKENS["cuda"])
+    if device.type == "cpu":
+        return _CPU_MICROBATCH_TOKENS[base.placement.dtype]
+    return _MICROBATCH_TOKENS
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,8 @@ class EngineSupervisor(LoggingConfigurable):
         min=0,
         config=True,
         help="""Most tokens, padding included, in one forward pass of training. Larger batches are
-        split; lower it when the device runs out of memory. 0 is 512 on the CPU, and on a GPU
-        2048 to 16384 by the memory that it has (4096 for models that are padded).""",
+        split; lower it when the device runs out of memory. 0 is 512 on the CPU (1024 in bfloat16),
+        and on a GPU 2048 to 16384 by the memory that it has (4096 for models that are padded).""",
     )
     num_threads = Integer(
         0,
