@@ -93,8 +93,9 @@ class Engine:
             raise OpError("microbatch_tokens must be at least 1, or 0 for what suits the device")
         self.placement = placement.choose(op.options, placement.Machine.detect())
         self.options = op.options
-        if threads := placement.num_threads(op.options):
-            torch.set_num_threads(threads)
+        # Also where the number stays, and before anything is computed: from the first call on MKL
+        # takes no fewer by itself, and the first batch of two streams would be that call.
+        torch.set_num_threads(placement.num_threads(op.options) or torch.get_num_threads())
         # Parts of a GPU's sums would be rounded to bfloat16 before they are added up.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.sampling.cache_bytes = op.options.sampling_cache_mb << 20
