@@ -66,13 +66,11 @@ def add_cross_(
     """Adds `scale x^T y`, (N, m) and (N, n), to a float32 tensor of (m, n)."""
     if _widens(x):
         return torch.addmm(into, x.t(), y, out_dtype=torch.float32, alpha=scale, out=into)
-    if not _by_onednn(x):
-        if x.dtype == into.dtype:
-            return into.addmm_(x.t(), y, alpha=scale)
-        return into.add_(linear(x.t(), y.t()), alpha=scale)
-    if x.shape[1] > y.shape[1]:  # in this order the faster one
-        return into.add_(onednn(y.t(), x.t()).t(), alpha=scale)
-    return into.add_(onednn(x.t(), y.t()), alpha=scale)
+    if x.dtype == into.dtype and not _by_onednn(x):
+        return into.addmm_(x.t(), y, alpha=scale)
+    if x.shape[1] > y.shape[1]:  # by oneDNN in this order the faster one
+        return into.add_(linear(y.t(), x.t()).t(), alpha=scale)
+    return into.add_(linear(x.t(), y.t()), alpha=scale)
 
 
 def wide(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
